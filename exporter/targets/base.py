@@ -1,0 +1,213 @@
+"""What a target and a session are: the interface that every runtime implements, and the checks made before it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from exporter.artifact import Artifact, InputContract, Signature, Variant
+from exporter.errors import RequestError
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target can run on this machine.
+
+    Attributes:
+        available: It can be built for and opened here.
+        reason: Why not (empty when it is).
+        remedy: The command or step that would enable it (empty when it is).
+        versions: The packages and devices it stands on, with their versions.
+    """
+
+    available: bool
+    reason: str = ""
+    remedy: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Binding(ABC):
+    """Inputs bound to a session: `run` takes nothing and copies nothing from the host, so it is what gets timed."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Execute once over the bound inputs."""
+
+    @abstractmethod
+    def outputs(self) -> dict[str, Any]:
+        """The outputs of the last `run` by name; each supports DLPack and stays on the session's device."""
+
+
+class Session(ABC):
+    """An opened artifact.
+
+    Subclasses implement `_bind`; `bind` checks the inputs against signature and contract first, because native code
+    does not (an AOTInductor package given a length beyond its range ends the process).
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+
+    def bind(self, inputs: Mapping[str, Any]) -> Binding:
+        """Check `inputs` and bind them.
+
+        Args:
+            inputs: By name; anything that supports DLPack or the array protocol, with the signature's dtype.
+
+        Raises:
+            RequestError: A name, dtype, shape or value that the signature or the input contract does not allow.
+        """
+        arrays = check_inputs(inputs, self.artifact.signature, self.artifact.contract)
+        return self._bind(arrays)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Host arrays in, host arrays out: bind, run once, copy the outputs."""
+        binding = self.bind(inputs)
+        binding.run()
+        return {name: np.array(np.from_dlpack(value)) for name, value in binding.outputs().items()}
+
+    @abstractmethod
+    def _bind(self, arrays: dict[str, Array]) -> Binding:
+        """Bind checked, C-contiguous host arrays."""
+
+    @abstractmethod
+    def executed(self) -> dict[str, Any]:
+        """What really runs: at least ``{"runtime": …, "device": …, "precision": …}``, asked of the runtime."""
+
+    def close(self) -> None:  # noqa: B027 - most runtimes free everything with the object
+        """Free what the session holds. The session is not used afterwards."""
+
+
+class Target(ABC):
+    """A runtime on a device. Register a subclass with `register_target`."""
+
+    name: ClassVar[str]
+    consumes: ClassVar[str]
+    """Format of the artifact that `build` starts from: ``"onnx"`` or ``"pt2"``."""
+    portable: ClassVar[bool] = True
+    """Whether what it opens runs on any machine with the runtime (portable) or only on hardware that fits (engine)."""
+
+    @abstractmethod
+    def availability(self) -> Availability:
+        """Look at the machine, cheaply and without side effects."""
+
+    def variants(self, precisions: list[str]) -> list[Variant]:
+        """The variants that this target offers for the asked precisions, simplest first."""
+        return [Variant(self.name, p) for p in precisions if p == "fp32"]
+
+    @abstractmethod
+    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+        """Turn `artifact` into what this target opens.
+
+        Returns:
+            Files written under `folder`, the one to open first; empty when the target opens `artifact` as it is.
+        """
+
+    @abstractmethod
+    def open(self, artifact: Artifact, variant: Variant, *, threads: int) -> Session:
+        """Open what `build` made (or `artifact` itself) with `threads` compute threads."""
+
+
+_TARGETS: dict[str, Target] = {}
+TargetClass = TypeVar("TargetClass", bound=type[Target])
+
+
+def register_target(cls: TargetClass) -> TargetClass:
+    """Class decorator: make a target known under its `name`."""
+    _TARGETS[cls.name] = cls()
+    return cls
+
+
+def targets() -> dict[str, Target]:
+    """All registered targets by name, in order of registration."""
+    import exporter.targets  # noqa: F401 - registers them
+
+    return dict(_TARGETS)
+
+
+def get_target(name: str) -> Target:
+    """The target called `name`.
+
+    Raises:
+        RequestError: There is none of that name.
+    """
+    known = targets()
+    if name not in known:
+        raise RequestError("unknown target", name, f"Known targets: {', '.join(known)}")
+    return known[name]
+
+
+def check_inputs(inputs: Mapping[str, Any], signature: Signature, contract: InputContract) -> dict[str, Array]:
+    """Check inputs against what the model accepts, and return them as C-contiguous NumPy arrays.
+
+    Raises:
+        RequestError: Names the input, what it was and what is accepted.
+    """
+    expected = {spec.name: spec for spec in signature.inputs}
+    if missing := [name for name in expected if name not in inputs]:
+        raise RequestError("an input is missing", ", ".join(missing), f"The model takes: {', '.join(expected)}")
+    if extra := [name for name in inputs if name not in expected]:
+        raise RequestError("an input is not known", ", ".join(extra), f"The model takes: {', '.join(expected)}")
+    lengths: dict[str, tuple[int, str]] = {}
+    arrays: dict[str, Array] = {}
+    for name, spec in expected.items():
+        array = _as_array(inputs[name])
+        if array.dtype != np.dtype(spec.dtype):
+            raise RequestError(f"input {name!r} has the wrong dtype", array.dtype, f"It must be {spec.dtype}")
+        _check_shape(name, array, spec.shape, signature, lengths)
+        if name in contract.id_ranges and array.size:
+            low, high = contract.id_ranges[name]
+            smallest, largest = int(array.min()), int(array.max())
+            if smallest < low or largest > high:
+                value = smallest if smallest < low else largest
+                raise RequestError(f"input {name!r} holds a value out of range", value, f"It accepts {low} to {high}")
+        arrays[name] = np.ascontiguousarray(array)
+    if contract.attends and contract.mask in arrays:
+        rows = (arrays[contract.mask] != 0).reshape(arrays[contract.mask].shape[0], -1).any(axis=1)
+        if not rows.all():
+            raise RequestError(
+                f"a row of {contract.mask!r} attends to no token",
+                f"row {int(np.argmin(rows))}",
+                "The input contract promises at least one; drop the row, or export with contract.attends: false",
+            )
+    return arrays
+
+
+def _as_array(value: Any) -> Array:
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    return np.asarray(value)
+
+
+def _check_shape(
+    name: str, array: Array, shape: tuple[int | str, ...], signature: Signature, lengths: dict[str, tuple[int, str]]
+) -> None:
+    if array.ndim != len(shape):
+        raise RequestError(f"input {name!r} has the wrong number of dimensions", array.shape, f"It must be {shape}")
+    for actual, wanted in zip(array.shape, shape, strict=True):
+        if isinstance(wanted, int):
+            if actual != wanted:
+                raise RequestError(f"input {name!r} has the wrong shape", array.shape, f"It must be {shape}")
+            continue
+        axis = signature.axis(wanted)
+        if not axis.min <= actual <= axis.max:
+            raise RequestError(
+                f"axis {wanted!r} of input {name!r} is out of range", actual, f"It accepts {axis.min} to {axis.max}"
+            )
+        first, where = lengths.setdefault(wanted, (actual, name))
+        if actual != first:
+            raise RequestError(
+                f"axis {wanted!r} differs between inputs", f"{first} in {where!r}, {actual} in {name!r}", "Pad alike"
+            )
+
+
+Opener = Callable[[], Session]
