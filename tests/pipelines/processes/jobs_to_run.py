@@ -103,3 +103,9 @@ def family(arguments: dict[str, Any]) -> None:
     if arguments.get("nested"):
         run_job("tests.pipelines.processes.jobs_to_run:family", {}, log=Path(arguments["log"]), on_line=report_progress)
     time.sleep(600)
+
+
+def spin(arguments: dict[str, Any]) -> None:
+    report_progress("spinning")
+    while True:
+        pass
