@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -91,16 +91,18 @@ class Target(ABC):
     name: ClassVar[str]
     consumes: ClassVar[str]
     """Format of the artifact that `build` starts from: ``"onnx"`` or ``"pt2"``."""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    """The precisions that it offers, simplest first."""
     portable: ClassVar[bool] = True
     """Whether what it opens runs on any machine with the runtime (portable) or only on hardware that fits (engine)."""
 
     @abstractmethod
-    def availability(self) -> Availability:
-        """Look at the machine, cheaply and without side effects."""
+    def availability(self, variant: Variant | None = None) -> Availability:
+        """Look at the machine, cheaply and without side effects: for the target, or for one variant of it."""
 
-    def variants(self, precisions: list[str]) -> list[Variant]:
+    def variants(self, precisions: Sequence[str]) -> list[Variant]:
         """The variants that this target offers for the asked precisions, simplest first."""
-        return [Variant(self.name, p) for p in precisions if p == "fp32"]
+        return [Variant(self.name, p) for p in precisions if p in self.precisions]
 
     @abstractmethod
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
@@ -111,8 +113,22 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def open(self, artifact: Artifact, variant: Variant, *, threads: int) -> Session:
-        """Open what `build` made (or `artifact` itself) with `threads` compute threads."""
+    def open(
+        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
+    ) -> Session:
+        """Open what `build` made (or `artifact` itself) with `threads` compute threads.
+
+        Args:
+            artifact: Its path is the file to open; signature and contract are what the session checks.
+            variant: The variant that it realises.
+            threads: Compute threads of the runtime.
+            trusted_digests: SHA-256 digests of the engines that may be opened. Engines are native code: one that is not
+                listed is refused. Portable targets ignore it.
+
+        Raises:
+            RequestError: The engine is not trusted, or does not fit this machine (says what differs).
+            EnvironmentLackError: The runtime is not installed.
+        """
 
 
 _TARGETS: dict[str, Target] = {}
@@ -210,4 +226,15 @@ def _check_shape(
             )
 
 
-Opener = Callable[[], Session]
+def output_shapes(signature: Signature, arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each output for these inputs; ``None`` where an axis of it does not stand in any input."""
+    lengths: dict[str, int] = {}
+    for spec in signature.inputs:
+        for axis, length in zip(spec.shape, arrays[spec.name].shape, strict=True):
+            if isinstance(axis, str):
+                lengths[axis] = length
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for spec in signature.outputs:
+        known = [lengths.get(axis) if isinstance(axis, str) else axis for axis in spec.shape]
+        shapes[spec.name] = None if None in known else tuple(length for length in known if length is not None)
+    return shapes

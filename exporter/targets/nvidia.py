@@ -1,0 +1,97 @@
+"""The NVIDIA targets: registered, so that every run names them; skipped, with the step that would enable them."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from exporter.artifact import Artifact, Variant
+from exporter.errors import EnvironmentLackError
+from exporter.targets.base import Availability, Session, Target, register_target
+from exporter.targets.packages import installed_version
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver library is on this machine. Nothing is loaded."""
+    return ctypes.util.find_library("cuda") is not None or os.path.exists("/proc/driver/nvidia/version")
+
+
+def cuda_availability(packages: Sequence[str], install: str) -> Availability:
+    """What a CUDA target lacks here: the driver first, then its package, then Planish's own support."""
+    if not has_driver():
+        reason = "no NVIDIA driver on this machine (libcuda.so.1 was not found)"
+        return Availability(False, reason, f"On a machine with an NVIDIA GPU: {install}")
+    found = installed_version(*packages)
+    if found is None:
+        return Availability(False, f"{packages[0]} is not installed", install)
+    reason = "this version of Planish makes the artifact for this target but does not run it yet"
+    return Availability(False, reason, "Run the artifact with the vendor's runtime", {packages[0]: found})
+
+
+class NvidiaTarget(Target):
+    """A target that needs an NVIDIA GPU to run."""
+
+    precisions = ("fp32", "fp16", "bf16")
+    packages: ClassVar[tuple[str, ...]]
+    install: ClassVar[str]
+
+    def availability(self, variant: Variant | None = None) -> Availability:
+        return cuda_availability(self.packages, self.install)
+
+    def _unavailable(self, variant: Variant) -> EnvironmentLackError:
+        state = self.availability(variant)
+        return EnvironmentLackError("this target cannot run here", f"{self.name}: {state.reason}", state.remedy)
+
+    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+        raise self._unavailable(variant)
+
+    def open(
+        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
+    ) -> Session:
+        raise self._unavailable(variant)
+
+
+@register_target
+class OnnxRuntimeCuda(NvidiaTarget):
+    """ONNX Runtime's CUDA provider."""
+
+    name = "onnxruntime-cuda"
+    consumes = "onnx"
+    packages = ("onnxruntime-gpu",)
+    install = "pip install 'planish[gpu]'"
+
+
+@register_target
+class InductorCuda(NvidiaTarget):
+    """AOTInductor packages for CUDA."""
+
+    name = "inductor-cuda"
+    consumes = "pt2"
+    portable = False
+    packages = ("torch",)
+    install = "install a CUDA build of torch (docs/targets.md says where from)"
+
+
+@register_target
+class TensorRt(NvidiaTarget):
+    """TensorRT engines."""
+
+    name = "tensorrt"
+    consumes = "onnx"
+    portable = False
+    packages = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+    install = "pip install tensorrt, with NVIDIA's package index (docs/targets.md)"
+
+
+@register_target
+class TensorRtRtx(NvidiaTarget):
+    """TensorRT for RTX engines."""
+
+    name = "tensorrt-rtx"
+    consumes = "onnx"
+    portable = False
+    packages = ("tensorrt-rtx-cu13", "tensorrt-rtx")
+    install = "pip install 'planish[rtx]'"

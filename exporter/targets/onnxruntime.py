@@ -1,0 +1,138 @@
+"""ONNX Runtime on the CPU: portable ONNX as it is, and the same graph fused for ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.artifact import Artifact, Variant
+from exporter.errors import InternalError, RequestError, missing_package
+from exporter.targets.base import Array, Availability, Binding, Session, Target, output_shapes, register_target
+from exporter.targets.packages import installed_version
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU_PROVIDER = "CPUExecutionProvider"
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+
+
+class OnnxRuntimeBinding(Binding):
+    """Inputs and outputs of one ONNX Runtime session, bound through its I/O binding."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, artifact: Artifact, arrays: dict[str, Array]) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._arrays = arrays  # bound by address: they must outlive the binding
+        self._outputs: dict[str, Array] = {}
+        self._names = [spec.name for spec in artifact.signature.outputs]
+        for name, array in arrays.items():
+            self._binding.bind_cpu_input(name, array)
+        shapes = output_shapes(artifact.signature, arrays)
+        for spec in artifact.signature.outputs:
+            shape = shapes[spec.name]
+            if shape is None:
+                self._binding.bind_output(spec.name, "cpu")
+                continue
+            buffer = np.empty(shape, dtype=spec.dtype)
+            self._outputs[spec.name] = buffer
+            self._binding.bind_output(spec.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def outputs(self) -> dict[str, Any]:
+        if len(self._outputs) == len(self._names):
+            return dict(self._outputs)
+        return dict(zip(self._names, self._binding.copy_outputs_to_cpu(), strict=True))
+
+
+class OnnxRuntimeSession(Session):
+    """An ONNX file opened by ONNX Runtime on the CPU."""
+
+    def __init__(self, artifact: Artifact, precision: str, threads: int, *, optimize: bool = True) -> None:
+        super().__init__(artifact)
+        self._precision = precision
+        self._session = open_cpu_session(artifact.path, threads, optimize=optimize)
+        graph_inputs = {value.name for value in self._session.get_inputs()}
+        if graph_inputs != {spec.name for spec in artifact.signature.inputs}:
+            raise RequestError(
+                "the ONNX file's inputs are not those of the signature",
+                ", ".join(sorted(graph_inputs)),
+                "Export the model again",
+            )
+
+    def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeBinding:
+        return OnnxRuntimeBinding(self._session, self.artifact, arrays)
+
+    def executed(self) -> dict[str, Any]:
+        import onnxruntime as ort
+
+        return {
+            "runtime": f"onnxruntime {ort.__version__}",
+            "device": "cpu",
+            "provider": self._session.get_providers()[0],
+            "precision": self._precision,
+        }
+
+
+def open_cpu_session(path: Path, threads: int, *, optimize: bool = True) -> onnxruntime.InferenceSession:
+    """Open an ONNX file on ONNX Runtime's CPU provider, and make sure that it is the CPU provider that runs it.
+
+    Args:
+        path: The ONNX file; external data lies beside it.
+        threads: Threads within an operator.
+        optimize: Let ONNX Runtime optimize the graph; off where the graph must run exactly as written.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise missing_package("onnxruntime", "cpu") from None
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
+    except Exception as error:  # ONNX Runtime has no common base class for its errors
+        raise RequestError("ONNX Runtime cannot open the model", path, first_line(error)) from error
+    if session.get_providers()[0] != CPU_PROVIDER:
+        raise InternalError("ONNX Runtime chose another provider than was asked for", session.get_providers())
+    return session
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's message, cut to a readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+@register_target
+class OnnxRuntimeCpu(Target):
+    """ONNX Runtime's CPU provider."""
+
+    name = "onnxruntime-cpu"
+    consumes = "onnx"
+
+    def availability(self, variant: Variant | None = None) -> Availability:
+        found = installed_version(*PACKAGES)
+        if found is None:
+            return Availability(False, "onnxruntime is not installed", "pip install 'planish[cpu]'")
+        return Availability(True, versions={"onnxruntime": found})
+
+    def variants(self, precisions: Sequence[str]) -> list[Variant]:
+        plain = super().variants(precisions)
+        return [v for base in plain for v in (base, Variant(self.name, base.precision, "fused"))]
+
+    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+        return []
+
+    def open(
+        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
+    ) -> Session:
+        return OnnxRuntimeSession(artifact, variant.precision, threads)

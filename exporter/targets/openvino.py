@@ -1,0 +1,135 @@
+"""OpenVINO on the CPU: portable ONNX, computed in FP32 or, where the processor has it, in BF16.
+
+OpenVINO computes FP32 graphs in BF16 by default where the processor has BF16 instructions. That is a variant of its own,
+and `openvino-cpu-fp32` pins the precision. Which precision ran is read from the compiled model's execution graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.artifact import Artifact, Variant
+from exporter.errors import InternalError, RequestError, missing_package
+from exporter.targets.base import Array, Availability, Binding, Session, Target, output_shapes, register_target
+from exporter.targets.onnxruntime import first_line
+from exporter.targets.packages import installed_version
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+# The operators whose precision decides what a variant may be called: they do the arithmetic.
+COMPUTE_LAYERS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA", "Gemm"})
+
+
+class OpenVinoBinding(Binding):
+    """Inputs and outputs of one OpenVINO infer request, shared with the caller's memory."""
+
+    def __init__(self, request: Any, artifact: Artifact, arrays: dict[str, Array]) -> None:
+        import openvino
+
+        self._request = request
+        self._arrays = arrays
+        self._outputs: dict[str, Array] = {}
+        self._tensors = {name: openvino.Tensor(array, shared_memory=True) for name, array in arrays.items()}
+        self._artifact = artifact
+        for name, shape in output_shapes(artifact.signature, arrays).items():
+            if shape is not None:
+                dtype = next(spec.dtype for spec in artifact.signature.outputs if spec.name == name)
+                self._outputs[name] = np.empty(shape, dtype=dtype)
+                self._tensors[name] = openvino.Tensor(self._outputs[name], shared_memory=True)
+        for name, tensor in self._tensors.items():
+            request.set_tensor(name, tensor)
+
+    def run(self) -> None:
+        self._request.infer()
+
+    def outputs(self) -> dict[str, Any]:
+        names = [spec.name for spec in self._artifact.signature.outputs]
+        missing = {name: np.array(self._request.get_tensor(name).data) for name in names if name not in self._outputs}
+        return {name: self._outputs.get(name, missing.get(name)) for name in names}
+
+
+class OpenVinoSession(Session):
+    """An ONNX file compiled by OpenVINO's CPU plugin."""
+
+    def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
+        super().__init__(artifact)
+        try:
+            import openvino
+        except ImportError:
+            raise missing_package("openvino", "cpu") from None
+        self._version = openvino.__version__.split("-")[0]
+        settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        try:
+            self._model = openvino.Core().compile_model(str(artifact.path), "CPU", settings)
+        except RuntimeError as error:
+            raise RequestError("OpenVINO cannot open the model", artifact.path, first_line(error)) from error
+        self._precision = precision
+        self._layers = layer_precisions(self._model)
+        if precision == "fp32" and any(kind != "f32" for kind in self._layers):
+            raise InternalError(
+                "OpenVINO computes in another precision than was pinned", dict(self._layers), "Report this as a bug"
+            )
+
+    def _bind(self, arrays: dict[str, Array]) -> OpenVinoBinding:
+        return OpenVinoBinding(self._model.create_infer_request(), self.artifact, arrays)
+
+    def executed(self) -> dict[str, Any]:
+        return {
+            "runtime": f"openvino {self._version}",
+            "device": ", ".join(self._model.get_property("EXECUTION_DEVICES")).lower(),
+            "provider": "CPU plugin",
+            "precision": self._precision if len(self._layers) <= 1 else "mixed",
+            "compute_layers": dict(sorted(self._layers.items())),
+        }
+
+
+def layer_precisions(model: Any) -> Counter[str]:
+    """How many compute layers of a compiled model run in which precision (OpenVINO's names: ``f32``, ``bf16``)."""
+    counts: Counter[str] = Counter()
+    for operation in model.get_runtime_model().get_ops():
+        info = operation.get_rt_info()
+        if "layerType" in info and info["layerType"].astype(str) in COMPUTE_LAYERS:
+            counts[info["runtimePrecision"].astype(str)] += 1
+    return counts
+
+
+@lru_cache(maxsize=1)
+def _capabilities() -> frozenset[str]:
+    import openvino
+
+    return frozenset(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+@register_target
+class OpenVinoCpu(Target):
+    """OpenVINO's CPU plugin."""
+
+    name = "openvino-cpu"
+    consumes = "onnx"
+    precisions = ("fp32", "bf16")
+
+    def availability(self, variant: Variant | None = None) -> Availability:
+        found = installed_version("openvino")
+        if found is None:
+            return Availability(False, "openvino is not installed", "pip install 'planish[cpu]'")
+        if variant is not None and variant.precision == "bf16" and "BF16" not in _capabilities():
+            reason = "this processor has no BF16 instructions (avx512_bf16 or amx_bf16)"
+            return Availability(False, reason, "Run on a processor that has them", {"openvino": found})
+        return Availability(True, versions={"openvino": found})
+
+    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+        return []
+
+    def open(
+        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
+    ) -> Session:
+        return OpenVinoSession(artifact, variant.precision, threads)

@@ -1,0 +1,174 @@
+"""The commands and their options. Bodies import what they need, so that help stays fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="planish",
+    help="From a PyTorch model to a verified bundle: export, optimize, lower precision, build engines, prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="Look at the stage cache, or empty it.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where the bundle goes (default: bundles/<name>).")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of another source or recipe.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep cached stages.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Open files that are code: .pt2 sources, foreign engines.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A model folder, package:folder, module:factory, hub id, .onnx or .pt2 file.", metavar="SOURCE"
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def planish(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+) -> None:
+    """From a PyTorch model to a verified bundle."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"planish {installed('planish')}")
+        raise typer.Exit()
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", metavar="RECIPE")],
+    out: Out = None,
+    sets: Sets = None,
+    overwrite: Overwrite = False,
+    no_cache: NoCache = False,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Run a recipe: the whole way from the source to a bundle."""
+    from pipelines.cli.actions import run_recipe
+    from pipelines.recipe import load_recipe
+
+    overrides = [*(sets or []), *(["trust=true"] if trust else [])]
+    return run_recipe(load_recipe(recipe, overrides), out, overwrite, no_cache, as_json, quiet)
+
+
+@app.command()
+def export(
+    source: Source,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="What the model does (default: inferred).")] = None,
+    out: Out = None,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="Evaluation data: CSV, JSONL, Parquet …")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help="Which column plays which role.")
+    ] = None,
+    sets: Sets = None,
+    overwrite: Overwrite = False,
+    no_cache: NoCache = False,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Export a model with the default recipe."""
+    from pipelines.cli.actions import export_recipe, run_recipe
+
+    recipe = export_recipe(source, task, data, column or [], sets or [], trust)
+    return run_recipe(recipe, out, overwrite, no_cache, as_json, quiet)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="SOURCE", help="Compare with the source too.")
+    ] = None,
+    latency: Annotated[bool, typer.Option(help="Measure latency too.")] = True,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Check a bundle again, on this machine, from the bundle alone."""
+    from pipelines.cli.actions import verify_bundle
+
+    return verify_bundle(bundle, against, latency, trust, as_json, quiet)
+
+
+@app.command()
+def bench(
+    subject: Annotated[str, typer.Argument(help="A bundle, or a source.", metavar="BUNDLE|SOURCE")],
+    points: Annotated[str | None, typer.Option("--points", help="Operating points, as 1x16,8x128.")] = None,
+    budget_s: Annotated[float, typer.Option("--budget-s", min=1.0, help="Seconds to measure for.")] = 60.0,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Compute threads (default: all cores).")
+    ] = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Measure latency only."""
+    from pipelines.cli.actions import bench_subject
+
+    return bench_subject(subject, points, budget_s, threads, trust, as_json, quiet)
+
+
+@app.command()
+def inspect(
+    subject: Annotated[Path, typer.Argument(help="A bundle or a model.", metavar="BUNDLE|MODEL")],
+    as_json: Json = False,
+) -> int:
+    """Say what is inside a bundle or a model, in a screen."""
+    from pipelines.cli.inspecting import inspect_subject
+
+    return inspect_subject(subject, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> int:
+    """Say what this machine has, and what each missing target needs."""
+    from pipelines.cli.inspecting import doctor as examine
+
+    return examine(as_json)
+
+
+@app.command(hidden=True)
+def name(source: Source) -> int:
+    """Print the name that a source's bundle gets by default."""
+    from exporter.sources import resolve_source
+
+    print(resolve_source(source, trust=True).name)
+    return 0
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: Json = False) -> int:
+    """List the cached stages."""
+    from pipelines.cli.caching import list_cache
+
+    return list_cache(as_json)
+
+
+@cache_app.command("clean")
+def cache_clean(
+    older_than_days: Annotated[
+        float | None, typer.Option("--older-than-days", min=0.0, help="Only what is older.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Remove cached stages that no running process uses."""
+    from pipelines.cli.caching import clean_cache
+
+    return clean_cache(older_than_days, as_json)
