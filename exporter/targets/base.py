@@ -104,6 +104,10 @@ class Target(ABC):
         """The variants that this target offers for the asked precisions, simplest first."""
         return [Variant(self.name, p) for p in precisions if p in self.precisions]
 
+    def ingredient(self, variant: Variant) -> str:
+        """Which export a variant is made from: ``<format>-<precision>[-<form>]``, as ``onnx-fp16``."""
+        return "-".join(part for part in (self.consumes, variant.precision, variant.form) if part)
+
     @abstractmethod
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
         """Turn `artifact` into what this target opens.

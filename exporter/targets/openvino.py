@@ -126,6 +126,9 @@ class OpenVinoCpu(Target):
             return Availability(False, reason, "Run on a processor that has them", {"openvino": found})
         return Availability(True, versions={"openvino": found})
 
+    def ingredient(self, variant: Variant) -> str:
+        return "onnx-fp32"  # it lowers the precision itself, while it compiles
+
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
         return []
 
