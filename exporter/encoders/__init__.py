@@ -1,0 +1,1 @@
+"""Encoders: from texts and images to model inputs."""

@@ -1,0 +1,128 @@
+"""Sources that are single files: exported programs (``.pt2``) and ONNX models."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import RequestError
+from exporter.sources.source import Source, bundle_name, digest_parts, sha256_file
+
+
+def resolve_pt2(spec: str, path: Path, *, trust: bool) -> Source:
+    """A `torch.export` program. Loading one runs what it holds, so it needs the user's trust.
+
+    Raises:
+        RequestError: No such file, no trust, or no program archive.
+    """
+    _check_file(path)
+    if not trust:
+        raise RequestError(
+            "a .pt2 program is code and is opened only when trusted",
+            path,
+            "Where you know its author, add --trust",
+        )
+    if not zipfile.is_zipfile(path):
+        raise RequestError("the .pt2 file is truncated or no program archive", path, "Export it again")
+    return Source(
+        kind="pt2",
+        spec=spec,
+        path=path,
+        name=bundle_name(path.stem),
+        digest=digest_parts([("program", sha256_file(path))]),
+        weights_bytes=path.stat().st_size,
+    )
+
+
+def resolve_onnx(spec: str, path: Path) -> Source:
+    """An ONNX model, with its external data where it has any.
+
+    Raises:
+        RequestError: No such file, it does not parse, or its external data is missing, too short or outside its folder.
+    """
+    import onnx
+
+    _check_file(path)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError is not importable under one name across its versions
+        raise RequestError("the ONNX file is truncated or corrupt", path, "Export or copy it again") from error
+    if not model.graph.node or not model.graph.output:
+        raise RequestError("the ONNX file is truncated or corrupt: it holds no graph", path, "Export or copy it again")
+    external = check_external_data(model, path)
+    tensors = [*_tensors(model)]
+    digest = digest_parts([("model", sha256_file(path)), *((n, sha256_file(path.parent / n)) for n in external)])
+    return Source(
+        kind="onnx",
+        spec=spec,
+        path=path,
+        name=bundle_name(path.parent.resolve().name if path.stem == "model" else path.stem),
+        digest=digest,
+        weights_bytes=path.stat().st_size + sum((path.parent / name).stat().st_size for name in external),
+        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer) if tensors else 0,
+        weights=(path.name, *external),
+    )
+
+
+def check_external_data(model: Any, path: Path) -> tuple[str, ...]:
+    """The external data files of an ONNX model, relative to its folder.
+
+    Raises:
+        RequestError: A file lies outside the model's folder, is missing, or is shorter than the model says.
+    """
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    root = path.parent.resolve()
+    found: set[str] = set()
+    for tensor in _tensors(model):
+        if not uses_external_data(tensor):
+            continue
+        info = ExternalDataInfo(tensor)
+        file = path.parent / info.location
+        if Path(info.location).is_absolute() or not file.resolve().is_relative_to(root):
+            raise RequestError(
+                "the ONNX file refers to external data outside its folder",
+                f"{info.location} (tensor {tensor.name!r})",
+                f"Put the data beside {path.name}",
+            )
+        if not file.is_file():
+            raise RequestError("the ONNX file's external data is missing", file, f"Put it beside {path.name}")
+        end = int(info.offset or 0) + int(info.length or 0)
+        if end > file.stat().st_size:
+            raise RequestError(
+                "the ONNX file's external data is truncated",
+                file,
+                f"It has {file.stat().st_size} bytes, tensor {tensor.name!r} ends at {end}",
+            )
+        found.add(info.location)
+    return tuple(sorted(found))
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """Every tensor of the model: initializers and attributes, subgraphs and functions included."""
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield sparse.values
+                yield sparse.indices
+            nodes.extend(graph.node)
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                graphs.extend(attribute.graphs)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise RequestError("there is no such file", path, "Check the path")
