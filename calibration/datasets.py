@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calibration.readers import Table, open_table
-from calibration.roles import TASK_ROLES, TRUTH, USUAL_NAMES, Roles, Row, convert_row
+from calibration.roles import TRUTH, USUAL_NAMES, Row, convert_row, task_roles
 from exporter.errors import RequestError
 
 
@@ -127,7 +127,7 @@ def load_task_dataset(
     Args:
         inputs: The model's input names, which are the roles of the task ``custom``.
     """
-    known = TASK_ROLES.get(task, Roles(tuple(inputs)))
+    known = task_roles(task, inputs)
     if stray := [role for role in columns or () if role not in known.all]:
         raise RequestError(
             f"the task {task} has no such role for a column", ", ".join(stray), f"Its roles: {', '.join(known.all)}"

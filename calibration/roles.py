@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,25 @@ class Roles:
         return tuple(dict.fromkeys((*self.required, *self.optional, *self.truth)))
 
 
-TASK_ROLES: dict[str, Roles] = {
-    "feature-extraction": Roles(("text",), (), ("text_pair", "score")),
-    "text-classification": Roles(("text",), ("text_pair",), ("label",)),
-    "token-classification": Roles(("tokens",), (), ("tags",)),
-    "question-answering": Roles(("question", "context"), ("id",), ("answers",)),
-    "fill-mask": Roles(("text",)),
-    "image-classification": Roles(("image",), (), ("label",)),
-}
-"""Roles by task. The task ``custom`` has none here: its roles are the names of the model's inputs."""
+# Further inputs that a task's model takes where the data has them.
+_OPTIONAL: dict[str, tuple[str, ...]] = {"text-classification": ("text_pair",), "question-answering": ("id",)}
+
+
+def task_roles(task: str, inputs: Sequence[str] = ()) -> Roles:
+    """The roles of a task's data.
+
+    Args:
+        task: Name of a registered task.
+        inputs: The model's input names, which are the roles where the task declares none (``custom``).
+
+    Raises:
+        RequestError: The task is not known.
+    """
+    from exporter.tasks import get_task
+
+    known = get_task(task)
+    return Roles(known.roles or tuple(inputs), _OPTIONAL.get(known.name, ()), known.label_roles)
+
 
 # Names that a column commonly has for a role, looked for (in this order, whatever the case) when none is given.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
