@@ -120,9 +120,11 @@ def cosine(value: Any) -> str:
 
 
 def score(value: Any) -> str:
-    """A metric's value: four decimals."""
+    """A metric's value: four decimals, six where four would round to a perfect 1."""
     x = number(value)
-    return NOTHING if x is None else f"{x:.4f}".replace("-", "−")
+    if x is None:
+        return NOTHING
+    return cosine(x) if 0.99995 <= x < 1 else f"{x:.4f}".replace("-", "−")
 
 
 def signed(value: Any, digits: int = 2) -> str:

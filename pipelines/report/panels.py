@@ -27,7 +27,6 @@ from pipelines.report.formats import (
 )
 from pipelines.report.view import ReportView, Speed, VariantView
 
-
 MOST_ROWS = 8
 """Variants that a chart of speed-ups shows per operating point; the tables have all."""
 
@@ -178,10 +177,11 @@ def _quality_panel(metric: str, variants: Sequence[VariantView]) -> Panel:
     rows = [_quality_row(scale, metric, variant) for variant in variants]
     title = "difference to the original in points (hundredths)"
     name = words(metric)
+    digits = 1 if scale.high - scale.low > 1 else 2
     return Panel(
         rows,
         name[:1].upper() + name[1:],
-        charts.axis(scale, lambda v: signed(v, 1 if scale.high - scale.low > 1 else 2)),
+        charts.axis(scale, lambda v: signed(v, digits)),
         title,
     )
 

@@ -353,14 +353,12 @@ def crowded() -> dict[str, Any]:
         item = variant(f"{target}-int8-{forms[i % 5]}-{i}", target, "int8", (), form=forms[i % 5])
         item["points"] = {n: point_figures(n, 0.4 + 0.31 * i + 0.05 * k, 0.02 + 0.01 * k) for k, n in enumerate(points)}
         item["gates"]["parity"] = parity(1e-3 * (i + 1), 1e-3, None)
-        item["gates"]["quality"] = labelled_quality(
-            -0.08 * (i % 9), 0.1 + 0.02 * i, "passed" if i % 9 < 6 else "failed"
-        )
-        item["status"] = item["gates"]["quality"]["verdict"]
+        verdict = "passed" if i % 9 < 6 else "failed"
+        item["gates"]["quality"] = labelled_quality(-0.08 * (i % 9), 0.1 + 0.02 * i, verdict)
+        item["status"] = verdict
         report["variants"].append(item)
-    report["verdict"]["selected"] = {"overall": report["variants"][18]["id"]} | {
-        n: report["variants"][19]["id"] for n in points
-    }
+    overall, best = (report["variants"][i]["id"] for i in (10, 19))
+    report["verdict"]["selected"] = {"overall": overall} | dict.fromkeys(points, best)
     return report
 
 
