@@ -104,7 +104,7 @@ def _columns(view: ReportView) -> list[Column]:
         return f"{text}*" if OVERALL in variant.selected_for else text
 
     def parity(variant: VariantView) -> str:
-        return formats.scientific(variant.worst_error)
+        return formats.scientific(variant.decisive_error)
 
     def quality(variant: VariantView) -> str:
         if variant.has_interval:

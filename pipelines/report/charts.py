@@ -41,17 +41,23 @@ class Scale:
 
 
 def ratio_scale(values: Iterable[float]) -> Scale:
-    """A logarithmic scale for ratios around 1, with ticks at round ratios and at least the range 0.8 to 1.25."""
+    """A logarithmic scale for ratios around 1, with ticks at round ratios and at least the range 0.8 to 1.25.
+
+    What lies beyond 0.001 or a million is drawn at the end.
+    """
     known = [v for v in values if v > 0]
-    low, high = min([*known, 0.8]), max([*known, 1.25])
+    low, high = max(1e-3, min([*known, 0.8])), min(1e6, max([*known, 1.25]))
     margin = (high / low) ** 0.04
     low, high = low / margin, high * margin
     return Scale(low, high, True, _thin(_ratio_ticks(low, high), keep=1.0, most=6))
 
 
 def decade_scale(values: Iterable[float]) -> Scale:
-    """A logarithmic scale over whole decades that hold the positive `values`, at least two of them."""
-    known = [v for v in values if v > 0] or [1e-7]
+    """A logarithmic scale over whole decades that hold the positive `values`, at least two of them.
+
+    What lies beyond 1e-20 or 1e20 is drawn at the end.
+    """
+    known = [min(1e20, max(1e-20, v)) for v in values if v > 0] or [1e-7]
     first = math.floor(math.log10(min(known)) - 0.05)
     last = max(math.ceil(math.log10(max(known)) + 0.05), first + 2)
     decades = [10.0**power for power in range(first, last + 1)]

@@ -119,12 +119,12 @@ def _speed_text(speed: Speed) -> str:
 
 def parity_panel(view: ReportView) -> Panel | None:
     """Every variant's error on a logarithmic scale, with its own noise floor and limit."""
-    measured = [v for v in view.variants if v.errors]
+    measured = [v for v in view.variants if v.decisive_error is not None]
     if not measured:
         return None
     values: list[float] = []
     for variant in measured:
-        values += [*variant.errors.values(), number(variant.parity.get("floor")) or 0.0]
+        values += [variant.decisive_error or 0.0, number(variant.parity.get("floor")) or 0.0]
         values.append(number(variant.parity.get("limit")) or 0.0)
     scale = charts.decade_scale(values)
     rows = [_parity_row(scale, variant) for variant in measured]
@@ -133,7 +133,7 @@ def parity_panel(view: ReportView) -> Panel | None:
 
 def _parity_row(scale: charts.Scale, variant: VariantView) -> Row:
     floor, limit = number(variant.parity.get("floor")), number(variant.parity.get("limit"))
-    worst = variant.worst_error or 0.0
+    error = variant.decisive_error or 0.0
     marks: list[Markup] = []
     if floor:
         marks.append(charts.band(scale, None, floor, "noise"))
@@ -145,17 +145,16 @@ def _parity_row(scale: charts.Scale, variant: VariantView) -> Row:
     if limit:
         marks.append(charts.rule(scale, limit, "limit"))
     tone = _gate_tone(variant, variant.parity_verdict)
-    marks += [charts.dot(scale, e, 19, "minor", 3.5) for e in variant.errors.values() if e < worst]
-    marks.append(charts.dot(scale, worst, 19, f"first {tone}"))
+    marks.append(charts.dot(scale, error, 19, f"first {tone}"))
     share = variant.limit_share
-    parts = [f"{variant.id}: worst error {scientific(worst)}"]
+    parts = [f"{variant.id}: error {scientific(error)}"]
     parts += [f"noise floor {scientific(floor)}"] if floor else []
     parts += [f"limit {scientific(limit)}"] if limit else ["no limit: quality is the judge"]
     if share is None:
         detail = "" if limit else "judged by quality"
     else:
         detail = f"{percent(share, 2)} of the limit" if share <= 1 else f"{significant(share, 2)} × the limit"
-    return Row(variant.id, charts.plot(marks, ", ".join(parts), 38), scientific(worst), detail, tone)
+    return Row(variant.id, charts.plot(marks, ", ".join(parts), 38), scientific(error), detail, tone)
 
 
 def quality_panels(view: ReportView) -> list[Panel]:

@@ -95,8 +95,17 @@ class VariantView:
         return max(self.errors.values(), default=None)
 
     @property
+    def decisive_error(self) -> float | None:
+        """The error at the case and output that came nearest to its limit; floor and limit are that case's.
+
+        Every case and output has its own limit, so this need not be the largest error. Without limits it is.
+        """
+        share, limit = number(self.parity.get("ratio")), number(self.parity.get("limit"))
+        return self.worst_error if share is None or limit is None else share * limit
+
+    @property
     def limit_share(self) -> float | None:
-        """Worst error as a share of the limit: above 1 the gate failed."""
+        """The decisive error as a share of its limit: above 1 the gate failed."""
         given = number(self.parity.get("ratio"))
         limit = number(self.parity.get("limit"))
         if given is not None or not limit or self.worst_error is None:
@@ -264,6 +273,13 @@ class ReportView:
             if timed:
                 tables.append((name, sorted(timed, key=lambda row: number(row.figures["p50_ms"]) or 0.0)))
         return tables
+
+    @cached_property
+    def untimed(self) -> list[tuple[str, str]]:
+        """Variants that ran but have no timing, with the reason."""
+        reasons = {v.id: dig(v.data, "gates", "latency", "reason") for v in self.variants if v.status != "skipped"}
+        timed = {v.id for v in self.variants if v.points}
+        return [(id_, str(reason)) for id_, reason in reasons.items() if reason and id_ not in timed]
 
     @cached_property
     def judged(self) -> list[VariantView]:
