@@ -1,0 +1,143 @@
+"""PyTorch's own sessions: eager, which every speed-up is measured against, and `torch.compile`, the stronger baseline.
+
+They are no targets: nothing is built for them and nothing of them is released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from exporter.artifact import Artifact
+from exporter.errors import RequestError
+from exporter.original import Original, open_described
+from exporter.targets.base import Array, Binding, Session
+
+TORCH_DTYPES = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
+# One specialised graph per operating point: more of them than the default number of recompilations allows.
+_RECOMPILE_LIMIT = 256
+# Every frozen graph holds its own packed copy of the weights: beyond this size four of them would fill the memory.
+_LARGEST_FROZEN_BYTES = 1 << 30
+
+
+class PyTorchBinding(Binding):
+    """Tensors bound to a module."""
+
+    def __init__(self, call: Callable[..., dict[str, Any]], tensors: dict[str, Any]) -> None:
+        self._call = call
+        self._tensors = tensors
+        self._outputs: dict[str, Any] = {}
+
+    def run(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            self._outputs = self._call(**self._tensors)
+
+    def outputs(self) -> dict[str, Any]:
+        return {name: _readable(value) for name, value in self._outputs.items()}
+
+
+class EagerSession(Session):
+    """The original as PyTorch runs it when nobody does anything about it."""
+
+    runtime = "pytorch-eager"
+
+    def __init__(self, original: Original, *, threads: int, precision: str = "fp32") -> None:
+        import torch
+
+        if original.module is None:
+            raise RequestError(
+                "the source has no PyTorch form, so PyTorch cannot be timed on it", original.source.spec, "Leave it out"
+            )
+        if precision not in TORCH_DTYPES:
+            raise RequestError("unknown precision", precision, f"Known: {', '.join(TORCH_DTYPES)}")
+        path = original.source.path or Path(original.source.spec)
+        super().__init__(Artifact(path, "pytorch", original.signature, original.contract))
+        torch.set_num_threads(threads)
+        self.precision = precision
+        self.dtype = getattr(torch, TORCH_DTYPES[precision])
+        self.module = original.module if precision == "fp32" else original.module.to(self.dtype)
+        self.call: Callable[..., dict[str, Any]] = self.module
+
+    def _bind(self, arrays: dict[str, Array]) -> PyTorchBinding:
+        import torch
+
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self.precision != "fp32":
+            tensors = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+        return PyTorchBinding(self.call, tensors)
+
+    def executed(self) -> dict[str, Any]:
+        import torch
+
+        weight = next((p for p in self.module.parameters() if p.is_floating_point()), None)
+        names = {getattr(torch, dtype): name for name, dtype in TORCH_DTYPES.items()}
+        return {
+            "runtime": self.runtime,
+            "device": "cpu" if weight is None else weight.device.type,
+            "precision": self.precision if weight is None else names[weight.dtype],
+            "threads": torch.get_num_threads(),
+            "attention": getattr(getattr(self.module, "config", None), "_attn_implementation", None),
+            "version": torch.__version__,
+        }
+
+
+class CompiledSession(EagerSession):
+    """`torch.compile` at its strongest on a CPU: a graph for every shape, weights frozen and packed."""
+
+    runtime = "pytorch-compile"
+
+    def __init__(self, original: Original, *, threads: int, precision: str = "fp32") -> None:
+        import torch
+
+        super().__init__(original, threads=threads, precision=precision)
+        torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+        torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
+        self.frozen = original.source.weights_bytes < _LARGEST_FROZEN_BYTES
+        self.call = torch.compile(self.module, dynamic=False, fullgraph=False, options={"freezing": self.frozen})
+
+    def _bind(self, arrays: dict[str, Array]) -> PyTorchBinding:
+        binding = super()._bind(arrays)
+        binding.run()  # compiles here, so that it is not timed as a run
+        return binding
+
+    def executed(self) -> dict[str, Any]:
+        import torch
+
+        counters = torch._dynamo.utils.counters
+        return {
+            **super().executed(),
+            "frozen": self.frozen,
+            "graphs": int(counters["stats"]["unique_graphs"]),
+            "graph_breaks": sum(counters["graph_break"].values()),
+        }
+
+
+def open_eager(arguments: dict[str, Any], *, threads: int) -> EagerSession:
+    """Open the eager baseline in a worker.
+
+    Args:
+        arguments: ``original`` (see `exporter.original.original_arguments`) and, optionally, ``precision``
+            (``fp32``, ``fp64``, ``fp16``, ``bf16``).
+        threads: Compute threads.
+    """
+    return EagerSession(
+        open_described(arguments["original"]), threads=threads, precision=arguments.get("precision", "fp32")
+    )
+
+
+def open_compiled(arguments: dict[str, Any], *, threads: int) -> CompiledSession:
+    """Open the `torch.compile` baseline in a worker; arguments as for `open_eager`."""
+    return CompiledSession(
+        open_described(arguments["original"]), threads=threads, precision=arguments.get("precision", "fp32")
+    )
+
+
+def _readable(tensor: Any) -> Any:
+    """NumPy has no bfloat16, and DLPack gives it none: such outputs are widened, exactly, to float32."""
+    import torch
+
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor

