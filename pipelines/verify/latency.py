@@ -22,6 +22,7 @@ from pipelines.verify.latency_result import LatencyResult, PointTiming, Samples,
 from pipelines.verify.worker_process import WorkerProcess, WorkerSpec, WorkerState, await_ready
 
 MEMORY_SHARE = 0.7
+BUSY_SHARE = 0.1
 ROUNDS_FOR_AN_INTERVAL = 5
 
 
@@ -90,10 +91,11 @@ def measure(
     samples = {name: Samples() for name in names}
     states = {name: WorkerState() for name in names}
     with terminable():
-        rounds = [
+        done = [
             _Group(number, groups, points, samples, states, log, plan, on_line).measure()
             for number in range(len(groups))
         ]
+    rounds, busy = min(n for n, _ in done), max(share for _, share in done)
     for name, state in states.items():
         if state.error is not None:  # what it did before it crashed is not to be ranked
             del samples[name]
@@ -108,11 +110,12 @@ def measure(
         workers=timings,
         baselines=tuple(name for name in names if name == baseline or name in best_of),
         points=tuple(points),
-        rounds=min(rounds),
+        rounds=rounds,
         min_block_ms=plan.min_block_ms,
         seed=plan.seed,
         seconds=time.monotonic() - start,
-        notes=tuple(_notes(len(groups), min(rounds), timings, baseline)),
+        busy_elsewhere=busy,
+        notes=tuple(_notes(len(groups), rounds, busy, timings, baseline)),
     )
 
 
@@ -162,8 +165,8 @@ class _Group:
         self.plan = plan
         self.say = on_line or (lambda text: None)
 
-    def measure(self) -> int:
-        """Returns the number of rounds."""
+    def measure(self) -> tuple[int, float]:
+        """Returns the number of rounds, and the share of processor time that went elsewhere meanwhile."""
         self.say(f"opening {', '.join(spec.name for spec in self.specs)}")
         with contextlib.ExitStack() as stack:
             workers: list[WorkerProcess] = []
@@ -175,10 +178,14 @@ class _Group:
                 if self.groups > 1:  # memory is short, and while it loads a model needs more than afterwards
                     await_ready([worker], self.plan.open_timeout_s)
             await_ready(workers if self.groups == 1 else [], self.plan.open_timeout_s)
+            used = _used_seconds(workers)
             rounds = self._rounds(workers)
+            ours, all_used, capacity = (
+                after - before for before, after in zip(used, _used_seconds(workers), strict=True)
+            )
             for worker in workers:
                 worker.finish()
-        return rounds
+        return rounds, min(1.0, max(0.0, all_used - ours) / capacity) if capacity > 0 else 0.0
 
     def _rounds(self, workers: Sequence[WorkerProcess]) -> int:
         order = random.Random(f"{self.plan.seed} {self.number}")
@@ -204,6 +211,16 @@ class _Group:
             self.samples[worker.spec.name].add(label, mode, key, block["times_ns"], block["energy_j"])
 
 
+def _used_seconds(workers: Sequence[WorkerProcess]) -> tuple[float, float, float]:
+    """Processor seconds so far: of the workers, of everything on the machine, and of everything with idleness."""
+    import psutil
+
+    times = psutil.cpu_times()
+    capacity = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # within user and nice
+    used = capacity - times.idle - getattr(times, "iowait", 0.0)
+    return sum(worker.cpu_seconds() for worker in workers), used, capacity
+
+
 def _timing(spec: WorkerSpec, state: WorkerState, points: dict[str, PointTiming]) -> WorkerTiming:
     energies = [point.energy_j for point in points.values() if point.energy_j is not None]
     return WorkerTiming(
@@ -220,7 +237,7 @@ def _timing(spec: WorkerSpec, state: WorkerState, points: dict[str, PointTiming]
     )
 
 
-def _notes(groups: int, rounds: int, timings: Mapping[str, WorkerTiming], baseline: str) -> list[str]:
+def _notes(groups: int, rounds: int, busy: float, timings: Mapping[str, WorkerTiming], baseline: str) -> list[str]:
     notes = []
     if baseline not in timings:
         notes.append(f"There is no {baseline!r} worker, so there are no speed-ups.")
@@ -233,4 +250,6 @@ def _notes(groups: int, rounds: int, timings: Mapping[str, WorkerTiming], baseli
         )
     if rounds < ROUNDS_FOR_AN_INTERVAL:
         notes.append(f"Only {rounds} rounds were measured: the intervals cover less than 95 %.")
+    if busy > BUSY_SHARE:
+        notes.append(f"Other processes took {busy:.0%} of the processor time meanwhile: the intervals are wide for it.")
     return notes

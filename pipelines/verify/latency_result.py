@@ -108,6 +108,8 @@ class LatencyResult:
         min_block_ms: Shortest duration of a block.
         seed: Of the order of workers and of the bootstrap.
         seconds: Wall time of it all.
+        busy_elsewhere: Share of the machine's processor time (0 to 1) that went to other processes and to other
+            virtual machines during the rounds. It widens the intervals.
         notes: What a reader of the figures has to know.
     """
 
@@ -118,6 +120,7 @@ class LatencyResult:
     min_block_ms: float
     seed: int
     seconds: float
+    busy_elsewhere: float
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,6 +132,7 @@ class LatencyResult:
             "min_block_ms": self.min_block_ms,
             "seed": self.seed,
             "seconds": self.seconds,
+            "busy_elsewhere": self.busy_elsewhere,
             "threads": max((w.threads for w in self.workers.values()), default=0),
             "affinity": sorted({cpu for w in self.workers.values() for cpu in w.affinity}),
             "notes": list(self.notes),

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifact import Artifact, Variant
 from exporter.errors import InternalError, RequestError
 from exporter.hardware import affinity
-from exporter.targets.base import Session, get_target
+from exporter.targets.base import Session
 from pipelines.processes import inside
 from pipelines.verify.energy import EnergyMeter, open_meter
 
@@ -45,20 +44,6 @@ def load_inputs(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     raise RequestError("inputs must be a .safetensors or .npz file", path)
-
-
-def open_target(arguments: dict[str, Any], *, threads: int) -> Session:
-    """The opener for what a target opens.
-
-    Args:
-        arguments: ``artifact`` (`Artifact.to_dict`), ``variant`` (``target``, ``precision``, ``form``) and, for
-            engines, ``trusted_digests``.
-        threads: Compute threads of the runtime.
-    """
-    variant = Variant(**arguments["variant"])
-    artifact = Artifact.from_dict(arguments["artifact"])
-    trusted = frozenset(arguments.get("trusted_digests", ()))
-    return get_target(variant.target).open(artifact, variant, threads=threads, trusted_digests=trusted)
 
 
 def serve(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class WorkerSpec:
     Attributes:
         name: The variant's id, or the name of a baseline.
         opener: ``"module:function"``, called in the worker as ``opener(arguments, threads=n)``; returns a `Session`.
-            `pipelines.verify.worker:open_target` opens what targets build.
+            `pipelines.opening:open_variant` opens what targets build, `pipelines.verify.baselines:open_baseline` the
+            original.
         arguments: A JSON-able dict.
         threads: Compute threads.
         files: What the session reads, for its size.
@@ -85,6 +86,16 @@ class WorkerProcess:
         if (last := self._ask({"do": "finish"}, "finished", FINISH_SECONDS)) is not None:
             self.state.peak_rss_bytes = max(self.state.peak_rss_bytes or 0, last["peak_rss_bytes"])
             self._child.kill()
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has used so far; 0 once it has failed or ended."""
+        import psutil
+
+        try:
+            times = psutil.Process(self._child.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return times.user + times.system
 
     def is_ready(self, timeout_s: float) -> bool:
         """Look for a moment whether it is ready, or has failed, or took longer than `timeout_s` since its start."""

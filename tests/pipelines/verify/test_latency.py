@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_ratios_percentiles_and_facts_of_sleeping_sessions(points: dict[str, Pat
         assert quick.best_pytorch == "compile"
         assert quick.speedup.low <= quick.speedup.value <= quick.speedup.high
         assert quick.speedup.value > quick.speedup_vs_best_pytorch.value > 1
-        assert quick.speedup.value < 7  # sleeping takes at least as long as asked, so six is the most but for noise
+        assert quick.speedup.value < 50  # milliseconds against milliseconds, whatever the noise
     worker = result.workers["quick"]
     assert worker.executed["runtime"] == "sleep"
     assert worker.file_bytes == 1234
@@ -124,7 +125,7 @@ def test_only_one_worker_runs_at_a_time_and_the_order_varies(
     ],
 )
 def test_a_worker_that_fails_does_so_alone(points: dict[str, Path], log: Path, bad: WorkerSpec, words: str) -> None:
-    plan = Plan(rounds=8, min_block_ms=100, host_rounds=0, open_timeout_s=20, block_timeout_s=5, budget_s=1)
+    plan = Plan(rounds=8, min_block_ms=100, host_rounds=0, open_timeout_s=14, block_timeout_s=4, budget_s=1)
     result = measure([spec("eager", 2), bad, spec("good", 1)], {"p": points["1x16"]}, log=log, plan=plan)
     assert words in (result.workers["bad"].error or "")
     assert result.workers["bad"].points == {}
@@ -174,6 +175,19 @@ def test_rounds_stop_at_the_budget_but_not_below_the_minimum(points: dict[str, P
     point = {"p": points["1x16"]}
     plan = Plan(rounds=1000, min_rounds=6, min_block_ms=20, host_rounds=0, budget_s=0)
     assert measure([spec("eager", 1)], point, log=log, plan=plan).rounds == 6
+
+
+def test_processor_time_that_others_take_is_said(points: dict[str, Path], log: Path) -> None:
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    try:
+        plan = Plan(rounds=12, min_rounds=12, min_block_ms=50, host_rounds=0)
+        result = measure([spec("eager", 1)], {"p": points["1x16"]}, log=log, plan=plan)
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    assert 0.1 < result.busy_elsewhere <= 1
+    assert any("Other processes" in note for note in result.notes)
 
 
 def test_nothing_to_measure_and_double_names_are_refused(points: dict[str, Path], log: Path) -> None:

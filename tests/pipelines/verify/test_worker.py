@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ from safetensors.numpy import save_file
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
 from exporter.errors import RequestError
+from pipelines.opening import OPENER, opening
 from pipelines.verify.energy import EnergyMeter
 from pipelines.verify.latency import Plan, measure
-from pipelines.verify.worker import LONG_RUN_SECONDS, load_inputs, open_target, time_block
+from pipelines.verify.worker import LONG_RUN_SECONDS, load_inputs, time_block
 from pipelines.verify.worker_process import WorkerSpec
 
 NO_METER = EnergyMeter((), "not wanted")
@@ -36,13 +36,11 @@ def onnx_model(path: Path, layers: int) -> Artifact:
 def test_real_onnx_sessions_are_opened_in_workers_and_the_deeper_one_is_slower(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     save_file({"x": np.ones((64, 256), np.float32)}, tmp_path / "x.safetensors")
-    variant = dataclasses.asdict(Variant("onnxruntime-cpu", "fp32"))
+    variant = Variant("onnxruntime-cpu", "fp32")
     workers = []
     for name, layers in (("eager", 40), ("shallow", 2)):
         artifact = onnx_model(tmp_path / f"{name}.onnx", layers)
-        arguments = {"artifact": artifact.to_dict(), "variant": variant}
-        opener = "pipelines.verify.worker:open_target"
-        workers.append(WorkerSpec(name, opener, arguments, threads=1, files=(artifact.path,)))
+        workers.append(WorkerSpec(name, OPENER, opening(variant, artifact), threads=1, files=(artifact.path,)))
     plan = Plan(rounds=3, min_rounds=3, min_block_ms=5, host_rounds=1)
     result = measure(workers, {"64": tmp_path / "x.safetensors"}, log=tmp_path / "log", plan=plan)
     shallow = result.workers["shallow"]
@@ -53,15 +51,6 @@ def test_real_onnx_sessions_are_opened_in_workers_and_the_deeper_one_is_slower(t
     ratio = shallow.points["64"].speedup
     assert ratio is not None
     assert ratio.value > 1.5  # twenty times the work
-
-
-def test_open_target_gives_the_session_that_the_target_opens(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    artifact = onnx_model(tmp_path / "m.onnx", 2)
-    variant = dataclasses.asdict(Variant("onnxruntime-cpu", "fp32"))
-    session = open_target({"artifact": artifact.to_dict(), "variant": variant}, threads=1)
-    x = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
-    np.testing.assert_array_equal(session.run({"x": x})["y"], x)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
