@@ -40,12 +40,33 @@ def check_strongly_typed(model: ir.Model | Path | str) -> None:
     faults = list(_edge_faults(model))
     if not faults:
         faults = list(_inference_faults(model))
+    if not faults and any(v.name and v.type is None for node in model.graph.all_nodes() for v in node.outputs):
+        infer_types(model)
+        faults = list(_edge_faults(model))
     if faults:
         raise InternalError(
             "the model is not strongly typed",
             "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else ""),
             "This is a bug in the precision conversion; keep the named nodes in FP32 to get past it",
         )
+
+
+def infer_types(model: ir.Model) -> None:
+    """Let ONNX infer types and shapes, in place; what it can't infer stays unknown.
+
+    Values without a type are looked at by whoever needs one, so a failure of the inference is no error here.
+    """
+    import logging
+
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    # On failure the pass leaves the model as it is and writes a log line with a traceback, which helps nobody.
+    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    finally:
+        logger.disabled = disabled
 
 
 def check_model(model: ir.Model) -> None:

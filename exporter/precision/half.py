@@ -98,6 +98,7 @@ def convert(
         else:
             gained = []
     changed = _changed_constants(facts)
+    untouched = sum(1 for n in facts.nodes if not facts.is_kept(n) and not facts.decidable(n))
     retyped = retype(facts)
     check_strongly_typed(model)
     check_model(model)
@@ -113,7 +114,7 @@ def convert(
             "why": f"{half.name} for {', '.join(gained)}" if gained else "",
         },
         "converted": len(retyped.converted),
-        "untouched": sum(1 for n in facts.nodes if n.name not in facts.kept and not facts.decidable(n)),
+        "untouched": untouched,
         "kept": [facts.kept[str(n.name)].to_dict() for n in facts.nodes if n.name in facts.kept],
         "asked_without_effect": [name for name in facts.asked if name not in facts.kept],
         "softmax_fp32_inside": retyped.softmax_inside,
@@ -139,10 +140,10 @@ def prepare(model: ir.Model) -> dict[str, int]:
     Returns:
         How much of each was done.
     """
-    import logging
-
     import onnx_ir as ir
-    from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
+    from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+
+    from exporter.precision.check import infer_types
 
     inlined = len(model.functions)
     if inlined:
@@ -151,13 +152,7 @@ def prepare(model: ir.Model) -> dict[str, int]:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     lifted -= sum(1 for n in model.graph.all_nodes() if n.op_type == "Constant")
     name_nodes(model)
-    # The pass reports what it can't infer as a log line with a traceback; such nodes stay FP32 and are named below.
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    finally:
-        logger.disabled = disabled
+    infer_types(model)
     likes = idle = 0
     for node in list(model.graph.all_nodes()):
         output = node.outputs[0] if node.outputs else None

@@ -19,7 +19,7 @@ from exporter.precision.facts import (
     float_outputs,
     is_cast,
 )
-from exporter.precision.operators import CONTRACTIONS, ELEMENTWISE, MOVEMENT, SOFTMAXES
+from exporter.precision.operators import BOUNDED, CONTRACTIONS, ELEMENTWISE, MOVEMENT, SOFTMAXES, SUMS
 from exporter.precision.rules import register_rule
 from exporter.precision.schemas import has_subgraphs, is_float
 
@@ -104,7 +104,8 @@ def positions(facts: Facts) -> Iterator[Decision]:
         if not any(v in derived for v in inputs) or not facts.decidable(node):
             continue
         if all(v in derived or constant(v) for v in inputs):
-            derived.update(float_outputs(node))
+            if node.op_type not in BOUNDED:
+                derived.update(float_outputs(node))
             if not facts.is_kept(node):
                 why = f"it computes on integers, exact in {facts.half.name} up to {facts.half.largest_integer} only"
                 yield decide(node, "positions", why, largest_exact=facts.half.largest_integer)
@@ -112,14 +113,23 @@ def positions(facts: Facts) -> Iterator[Decision]:
 
 @register_rule("statistics")
 def statistics(facts: Facts) -> Iterator[Decision]:
-    """What is computed from a kept sum, up to and including the node that applies it (``x - mean``, ``x * rstd``)."""
+    """What is computed from a kept sum, up to and including the node that applies it (``x - mean``, ``x * rstd``).
+
+    A sum of kept squares is kept as well, however short.
+    """
     statistic: set[ir.Value] = set()
+    squares: set[ir.Value] = set()
     for node in facts.nodes:
         decision = facts.kept.get(str(node.name))
-        if decision is not None and decision.rule == "reduction":
-            statistic.update(float_outputs(node))
-            continue
         inputs = float_inputs(node)
+        if decision is not None and (decision.rule == "square" or node.op_type == "Pow"):
+            squares.update(float_outputs(node))
+        of_squares = node.op_type in SUMS and any(v in squares for v in inputs)
+        if of_squares or (decision is not None and decision.rule == "reduction"):
+            statistic.update(float_outputs(node))
+            if decision is None and facts.decidable(node):
+                yield decide(node, "statistics", "it sums squares that are kept in FP32")
+            continue
         if not any(v in statistic for v in inputs) or node.op_type not in MOVEMENT | ELEMENTWISE:
             continue
         pure = all(v in statistic or constant(v) for v in inputs)

@@ -41,3 +41,6 @@ STEEP = _names("Acos Acosh Asin Asinh Atan Atanh Cos Cosh Det Exp Log Pow Recipr
 
 COORDINATES = _names("AffineGrid GridSample MaxRoiPool NonMaxSuppression RoiAlign RotaryEmbedding")
 """Operators that take positions as floats."""
+
+BOUNDED = _names("Cos Erf HardSigmoid Sigmoid Sin Softmax Softsign Tanh")
+"""Functions whose results are small, however large their inputs."""
