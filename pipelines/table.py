@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.report import formats
-from pipelines.report.view import OVERALL, ReportView, Speed, VariantView
+from pipelines.report.variant import OVERALL, Speed, VariantView
+from pipelines.report.view import ReportView
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -25,7 +25,8 @@ from pipelines.report.formats import (
     size,
     words,
 )
-from pipelines.report.view import ReportView, Speed, VariantView
+from pipelines.report.variant import Speed, VariantView
+from pipelines.report.view import ReportView
 
 MOST_ROWS = 8
 """Variants that a chart of speed-ups shows per operating point; the tables have all."""
