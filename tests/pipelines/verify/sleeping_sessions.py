@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class SleepingSession(Session):
         signature = Signature((TensorSpec("x", "float32", (int(arguments.get("size", 1)),)),), ())
         super().__init__(Artifact(Path("none"), "onnx", signature, InputContract()))
         self.arguments = arguments
+        if "ticks" in arguments:  # as the idle threads of a runtime would
+            threading.Thread(target=_tick, args=(arguments["ticks"],), daemon=True).start()
         self.ballast = np.ones(int(arguments.get("ballast_bytes", 1)), np.uint8)
 
     def _bind(self, arrays: dict[str, Array]) -> SleepingBinding:
@@ -69,6 +72,12 @@ def open_hanging(arguments: dict[str, Any], *, threads: int) -> Session:
 def open_crashing(arguments: dict[str, Any], *, threads: int) -> Session:
     ctypes.string_at(0)
     raise AssertionError
+
+
+def _tick(path: str) -> None:
+    while True:
+        _write(path, f"tick {time.monotonic_ns()}")
+        time.sleep(0.001)
 
 
 def _write(path: str, line: str) -> None:

@@ -112,6 +112,25 @@ def test_only_one_worker_runs_at_a_time_and_the_order_varies(
     assert len({tuple(visits[i : i + 3]) for i in range(0, len(visits) - 2, 3)}) > 1
 
 
+def test_an_idle_workers_threads_stand_still_while_another_is_timed(
+    points: dict[str, Path], log: Path, tmp_path: Path
+) -> None:
+    journal, ticks = tmp_path / "journal", tmp_path / "ticks"
+    workers = [spec("eager", 5, journal=str(journal)), spec("restless", 5, ticks=str(ticks))]
+    seen: list[int] = []
+
+    def on_line(text: str) -> None:
+        if text.startswith("timing round 1 "):
+            seen.append(len(journal.read_text().splitlines()))
+
+    measure(workers, {"p": points["1x16"]}, log=log, plan=QUICK, on_line=on_line)
+    ends = [int(line.split()[-1]) for line in journal.read_text().splitlines()[seen[0] :]]
+    times = [int(line.split()[1]) for line in ticks.read_text().splitlines()]
+    assert len(times) > 20  # it does tick
+    for begin, end in zip(ends[::2], ends[1::2], strict=True):
+        assert not [time for time in times if begin < time < end]
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
