@@ -1,0 +1,79 @@
+"""The noise floor: what PyTorch itself gets wrong, measured as the errors of variants are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporter.artifact import InputContract
+from pipelines.verify.envelope import Case, counting_positions
+from pipelines.verify.judgement import Floor, fixed_floor
+from pipelines.verify.original_runs import PrecisionRun, fp64_outputs, fp64_run, half_outputs, half_run
+from pipelines.verify.parity import compare
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["fp32_floor", "fp64_outputs", "half_floor", "half_outputs"]
+
+Array = np.ndarray
+
+
+def fp32_floor(
+    module: nn.Module | None,
+    cases: Sequence[Case],
+    reference: Callable[[str], Mapping[str, Array]],
+    contract: InputContract,
+) -> Floor:
+    """FP32's floor: the original's own error against its FP64 run, or the fixed one where there is no such run.
+
+    Args:
+        module: The original; ``None`` where it is no PyTorch module.
+        cases: Where to measure; a few are enough, the others get the pooled value.
+        reference: The original's FP32 outputs by case name.
+        contract: Its mask says which positions count, here as in the errors that are judged.
+    """
+    if module is None:
+        return fixed_floor("the original is no PyTorch module")
+    return _measure(fp64_run(module), cases, reference, contract, fixed_floor)
+
+
+def half_floor(
+    module: nn.Module | None,
+    cases: Sequence[Case],
+    reference: Callable[[str], Mapping[str, Array]],
+    contract: InputContract,
+    precision: str,
+) -> Floor:
+    """Half precision's floor: PyTorch's own half-precision run against the original's FP32 outputs.
+
+    Without such a run the floor is empty, and parity `inconclusive`.
+    """
+
+    def none(reason: str) -> Floor:
+        return Floor(f"PyTorch has no {precision} run of the original ({reason})")
+
+    if module is None:
+        return none("it is no PyTorch module")
+    return _measure(half_run(module, precision), cases, reference, contract, none)
+
+
+def _measure(
+    way: PrecisionRun,
+    cases: Sequence[Case],
+    reference: Callable[[str], Mapping[str, Array]],
+    contract: InputContract,
+    otherwise: Callable[[str], Floor],
+) -> Floor:
+    """Case by case, so that no more than one case's outputs are held."""
+    errors: dict[str, dict[str, float]] = {}
+    for case, outputs, reason in way.run(cases):
+        if outputs is None:
+            return otherwise(reason)
+        # What rounding does to the original is measured against the better run, which for half is the original.
+        truth, rough = (outputs, reference(case.name)) if way.truer else (reference(case.name), outputs)
+        found = compare(truth, rough, valid=counting_positions(case, contract))
+        errors[case.name] = {name: error.rms_relative for name, error in found.items() if not error.nonfinite_mismatch}
+    return Floor(way.note, errors)
