@@ -13,6 +13,8 @@ from pipelines.processes import Child
 
 FINISH_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
+# torch.compile's pool of compile workers is a session of its own, which would go on while its worker is stopped.
+_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class WorkerSpec:
     Attributes:
         name: The variant's id, or the name of a baseline.
         opener: ``"module:function"``, called in the worker as ``opener(arguments, threads=n)``; returns a `Session`.
-            `pipelines.opening:open_variant` opens what targets build, `pipelines.verify.baselines:open_baseline` the
-            original.
+            `pipelines.opening:open_variant` opens what targets build, `exporter.targets.pytorch:open_eager` and
+            `open_compiled` the baselines.
         arguments: A JSON-able dict.
         threads: Compute threads.
         files: What the session reads, for its size.
@@ -68,7 +70,8 @@ class WorkerProcess:
             "threads": spec.threads,
             "points": {label: str(path) for label, path in points.items()},
         }
-        self._child = Child("pipelines.verify.worker:serve", arguments, log=log, threads=spec.threads, env=spec.env)
+        env = {**_ENVIRONMENT, **spec.env}
+        self._child = Child("pipelines.verify.worker:serve", arguments, log=log, threads=spec.threads, env=env)
 
     def __enter__(self) -> WorkerProcess:
         return self

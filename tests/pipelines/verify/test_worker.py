@@ -5,11 +5,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
 from exporter.errors import RequestError
+from exporter.original import original_arguments
+from exporter.sources import resolve_source
+from exporter.tasks import get_task
 from pipelines.opening import OPENER, opening
 from pipelines.verify.energy import EnergyMeter
 from pipelines.verify.latency import Plan, measure
@@ -51,6 +55,23 @@ def test_real_onnx_sessions_are_opened_in_workers_and_the_deeper_one_is_slower(t
     ratio = shallow.points["64"].speedup
     assert ratio is not None
     assert ratio.value > 1.5  # twenty times the work
+
+
+def small_model() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    return torch.nn.Linear(8, 4), {"input": torch.zeros(2, 8)}
+
+
+def test_pytorchs_baseline_is_timed_in_a_worker(tmp_path: Path) -> None:
+    source = resolve_source("tests.pipelines.verify.test_worker:small_model")
+    original = {"original": original_arguments(source, get_task("custom"))}
+    np.savez(tmp_path / "x.npz", input=np.ones((2, 8), np.float32))
+    workers = [WorkerSpec("eager", "exporter.targets.pytorch:open_eager", original, threads=1)]
+    plan = Plan(rounds=3, min_rounds=3, min_block_ms=5, host_rounds=1)
+    eager = measure(workers, {"2": tmp_path / "x.npz"}, log=tmp_path / "log", plan=plan).workers["eager"]
+    assert eager.error is None
+    assert eager.executed["runtime"] == "pytorch-eager"
+    assert eager.executed["threads"] == 1
+    assert eager.points["2"].runs > 1
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
