@@ -52,21 +52,29 @@ def check_strongly_typed(model: ir.Model | Path | str) -> None:
 
 
 def infer_types(model: ir.Model) -> None:
-    """Let ONNX infer types and shapes, in place; what it can't infer stays unknown.
+    """Give every value that has no type or shape the one that ONNX infers, in place.
 
-    Values without a type are looked at by whoever needs one, so a failure of the inference is no error here.
+    What can't be inferred stays unknown: whoever needs the type of such a value deals with that. (onnx_ir's own pass
+    records a sequence as a tensor.)
     """
-    import logging
+    import onnx
+    import onnx_ir as ir
 
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    # On failure the pass leaves the model as it is and writes a log line with a traceback, which helps nobody.
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    finally:
-        logger.disabled = disabled
+    with light_proto(model) as proto:
+        try:
+            inferred = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+        except onnx.shape_inference.InferenceError:
+            return
+    for graph, typed in zip(model.graphs(), inferred.graphs(), strict=True):
+        known = {value.name: value for node in typed for value in node.outputs}
+        for value in (output for node in graph for output in node.outputs):
+            found = known.get(value.name)
+            if found is None or not value.name:
+                continue
+            if value.type is None:
+                value.type = found.type
+            if value.shape is None:
+                value.shape = found.shape
 
 
 def check_model(model: ir.Model) -> None:

@@ -81,9 +81,13 @@ class Blocked:
 
 def is_float(value: ir.Value | None) -> bool:
     """Whether `value` is a float32 tensor (not a sequence of them)."""
+    return value is not None and _is_tensor(value) and value.dtype is not None and int(value.dtype) == FLOAT
+
+
+def _is_tensor(value: ir.Value) -> bool:
     import onnx_ir as ir
 
-    return value is not None and isinstance(value.type, ir.TensorType) and int(value.type.dtype) == FLOAT
+    return isinstance(value.type, ir.TensorType)
 
 
 def touches_float(node: ir.Node) -> bool:
@@ -151,6 +155,8 @@ def half_slots(node: ir.Node, opsets: Mapping[str, int], half: HalfType) -> Slot
     """
     if any(v is not None and v.name and v.type is None for v in (*node.inputs, *node.outputs)):
         return Blocked("the type of one of its inputs or outputs can't be inferred")
+    if any(v is not None and v.type is not None and not _is_tensor(v) for v in (*node.inputs, *node.outputs)):
+        return Blocked("it reads or makes a sequence or an optional value")
     schema = schema_of(node, opsets)
     if schema is None:
         return Blocked(f"ONNX has no schema for {node.domain or 'ai.onnx'}::{node.op_type}")

@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 from exporter.artifact import InputContract
 from exporter.errors import RequestError
 from exporter.precision.check import check_strongly_typed
+from exporter.precision.emulate import emulate_bf16
 from exporter.precision.half import convert
 
 from .conftest import Writer, kept, rms, run
@@ -303,3 +304,101 @@ def test_an_output_that_is_also_read_inside_keeps_its_name(write: Writer, tmp_pa
         assert a.dtype == np.float32
         assert rms(a, b) < 1e-3
     assert [o.name for o in onnx.load(out).graph.output] == ["h", "y"]
+
+
+@pytest.mark.parametrize("io_types", ["fp32", "half"])
+def test_outputs_that_nothing_computes(write: Writer, tmp_path: Path, io_types: str) -> None:
+    text = """agraph (float[n, 8] x, bool[n, 8] m) => (float[n, 8] x, float[8, 8] w, float[n, 8] f, float[n, 8] y) {
+        f = Cast<to = 1>(m)
+        y = MatMul(x, w)
+    }"""
+    path, out = write(text, w=W), tmp_path / "half.onnx"
+    convert(path, out, precision="fp16", contract=NONE, io_types=io_types)  # type: ignore[arg-type]
+    check_strongly_typed(out)
+    graph = onnx.load(out).graph
+    expected = TensorProto.FLOAT if io_types == "fp32" else TensorProto.FLOAT16
+    assert [o.name for o in graph.output] == ["x", "w", "f", "y"]
+    assert [o.type.tensor_type.elem_type for o in graph.output] == [expected] * 4
+    dtype = np.float32 if io_types == "fp32" else np.float16
+    x, m = RNG.standard_normal((3, 8)), np.ones((3, 8), bool)
+    for a, b in zip(run(out, x=x.astype(dtype), m=m), run(path, x=x.astype(np.float32), m=m), strict=True):
+        assert a.dtype == dtype
+        assert rms(a, b) < 1e-3
+
+
+def test_sequences_stay_fp32(write: Writer, tmp_path: Path) -> None:
+    text = """agraph (float[n, 8] x) => (float[n, 8] y) {
+        h = MatMul(x, w1)
+        s = SplitToSequence<axis = 1>(h, two)
+        c = ConcatFromSequence<axis = 1>(s)
+        y = MatMul(c, w1)
+    }"""
+    path, out = write(text, w1=W, two=np.array(2)), tmp_path / "half.onnx"
+    record = convert(path, out, precision="fp16", contract=NONE)
+    assert set(kept(record)) == {"splittosequence1", "concatfromsequence2"}
+    x = RNG.standard_normal((3, 8)).astype(np.float32)
+    assert rms(run(out, x=x)[0], run(path, x=x)[0]) < 2e-3
+
+
+def test_functions_are_inlined(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 20, "own" : 1]>
+        agraph (float[n, 8] x, float[8, 8] w) => (float[n, 8] y) { h = MatMul(x, w)  y = own.twice(h) }
+        <domain: "own", opset_import: ["" : 20]> twice (a) => (b) { c = Add(a, a)  b = Relu(c) }""")
+    path, out = tmp_path / "model.onnx", tmp_path / "half.onnx"
+    onnx.save(model, path)
+    record = convert(path, out, precision="fp16", contract=NONE)
+    assert record["prepared"]["functions_inlined"] == 1
+    assert record["converted"] == 3
+    x = RNG.standard_normal((3, 8)).astype(np.float32)
+    assert rms(run(out, x=x, w=W)[0], run(path, x=x, w=W)[0]) < 1e-3
+
+
+def test_the_softmax_inside_attention_stays_fp32(write: Writer, tmp_path: Path) -> None:
+    text = "agraph (float[n, 2, s, 8] q) => (float[n, 2, s, 8] y) { k = MatMul(q, w1)  y = Attention(k, k, q) }"
+    path, out = write(text, opset=23, w1=W), tmp_path / "half.onnx"
+    record = convert(path, out, precision="fp16", contract=NONE)
+    assert record["softmax_fp32_inside"] == ["attention1"]
+    assert record["converted"] == 2
+    check_strongly_typed(out)
+
+
+def test_a_model_that_is_half_already_is_left_alone(write: Writer, tmp_path: Path) -> None:
+    text = "agraph (float16[n, 8] x) => (float16[n, 8] y) { y = MatMul(x, w) }"
+    path, out = write(text, w=W.astype(np.float16)), tmp_path / "half.onnx"
+    record = convert(path, out, precision="fp16", contract=NONE)
+    assert (record["converted"], record["untouched"], record["casts"]["inserted"]) == (0, 1, 0)
+
+
+def test_a_partly_half_model_gets_no_idle_casts(write: Writer, tmp_path: Path) -> None:
+    text = """agraph (float16[n, 8] x) => (float16[n, 8] y) {
+        f = Cast<to = 1>(x)
+        h = MatMul(f, w1)
+        y = Cast<to = 10>(h)
+    }"""
+    path, out = write(text, w1=W), tmp_path / "half.onnx"
+    record = convert(path, out, precision="fp16", contract=NONE)
+    assert record["converted"] == 1
+    x = RNG.standard_normal((3, 8)).astype(np.float16)
+    assert rms(run(out, x=x)[0], run(path, x=x)[0]) < 1e-3
+    assert ops(out)["Cast"] <= 1
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21])
+def test_older_opsets_reach_22_with_their_weights(write: Writer, tmp_path: Path, opset: int) -> None:
+    text = """agraph (float[1, 3, 8, 8] x) => (float[1, 4, 6, 6] y) {
+        c = Conv(x, k)
+        s = Squeeze(c, axes)
+        u = Unsqueeze(s, axes)
+        y = Mul(u, g)
+    }"""
+    kernel, gain = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32), RNG.random((4, 6, 6)).astype(np.float32)
+
+    path = write(text, opset=opset, k=kernel, g=gain, axes=np.array([0]))
+    out = tmp_path / "b.onnx"
+    record = convert(path, out, precision="bf16", contract=NONE)
+    assert record["opset"]["after"] == 22
+    assert record["converted"] == 4
+    emulate_bf16(out, tmp_path / "e.onnx")
+    x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    assert rms(run(tmp_path / "e.onnx", x=x)[0], run(path, x=x)[0]) < 2e-2
