@@ -45,7 +45,7 @@ class Plan:
 
     rounds: int = 30
     min_rounds: int = ROUNDS_FOR_AN_INTERVAL
-    budget_s: float = 60.0
+    budget_s: float = 45.0
     min_block_ms: float = 50.0
     host_rounds: int = 3
     seed: int = 0
@@ -196,7 +196,7 @@ class _Group:
             elapsed = time.monotonic() - start
             if done >= self.plan.min_rounds and elapsed + elapsed / done > budget_s:
                 break
-            self.say(f"timing round {done + 1} of {len(workers)} sessions")
+            self.say(f"timing {len(workers)} sessions, round {done + 1}")
             for mode in ("binding", "host") if done < self.plan.host_rounds else ("binding",):
                 for label in self.points:
                     for worker in order.sample(list(workers), len(workers)):
@@ -231,10 +231,17 @@ def _timing(spec: WorkerSpec, state: WorkerState, points: dict[str, PointTiming]
         threads=spec.threads,
         affinity=tuple(state.ready.get("affinity", ())),
         peak_rss_bytes=state.peak_rss_bytes,
-        file_bytes=sum(path.stat().st_size for path in spec.files) if spec.files else None,
+        file_bytes=_size(spec.files),
         energy_j=float(np.mean(energies)) if energies else None,
         energy_reason="" if energies else state.ready.get("energy_reason") or "it was not measured",
     )
+
+
+def _size(files: Sequence[Path]) -> int | None:
+    """Bytes of `files` together; ``None`` where there are none, or not all of them (their worker says so)."""
+    if not files or not all(path.is_file() for path in files):
+        return None
+    return sum(path.stat().st_size for path in files)
 
 
 def _notes(groups: int, rounds: int, busy: float, timings: Mapping[str, WorkerTiming], baseline: str) -> list[str]:

@@ -92,7 +92,7 @@ def test_only_one_worker_runs_at_a_time_and_the_order_varies(
     lines: list[int] = []
 
     def on_line(text: str) -> None:
-        if text.startswith("timing round 1 "):
+        if text.endswith(", round 1"):
             lines.append(len(journal.read_text().splitlines()))
 
     measure(workers, {"p": points["1x16"]}, log=log, plan=QUICK, on_line=on_line)
@@ -120,7 +120,7 @@ def test_an_idle_workers_threads_stand_still_while_another_is_timed(
     seen: list[int] = []
 
     def on_line(text: str) -> None:
-        if text.startswith("timing round 1 "):
+        if text.endswith(", round 1"):
             seen.append(len(journal.read_text().splitlines()))
 
     measure(workers, {"p": points["1x16"]}, log=log, plan=QUICK, on_line=on_line)
@@ -134,7 +134,7 @@ def test_an_idle_workers_threads_stand_still_while_another_is_timed(
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (spec("bad", 1, opener="open_refusing"), "does not fit this machine: avx512"),
+        (spec("bad", 1, opener="open_refusing", files=(Path("no-such-file"),)), "does not fit this machine: avx512"),
         (spec("bad", 1, opener="open_crashing"), "SIGSEGV"),
         pytest.param(spec("bad", 1, opener="open_hanging"), "not ready within", marks=pytest.mark.slow),
         (spec("bad", 1, opener="no_such_opener"), "no such opener"),
@@ -226,7 +226,7 @@ def test_an_interrupt_ends_all_workers(points: dict[str, Path], log: Path) -> No
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert parent.stdout is not None
-    while "timing round 3" not in parent.stdout.readline():
+    while ", round 3" not in parent.stdout.readline():
         assert parent.poll() is None
     children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
     assert len(children) == 3  # two workers and the watcher
