@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import TYPE_CHECKING
 
 from exporter.errors import RequestError
@@ -117,8 +117,9 @@ def measured_range(facts: Facts) -> Iterator[Decision]:
             largest = max(abs(low), abs(high))
             if not largest <= limit:
                 why = f"{value.name} reached {largest:.4g}, beyond {facts.half.name} with margin {facts.margin:g}"
+                shown = largest if isfinite(largest) else str(largest)  # strict JSON has no NaN
                 yield decide(
-                    node, "measured_range", why, value=value.name, largest_abs=largest, limit=limit, margin=facts.margin
+                    node, "measured_range", why, value=value.name, largest_abs=shown, limit=limit, margin=facts.margin
                 )
                 break
 

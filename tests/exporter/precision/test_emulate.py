@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from exporter.artifact import InputContract
-from exporter.precision.emulate import emulate_bf16
+from exporter.precision.emulate import emulate_bf16, emulate_half
 from exporter.precision.half import convert
 
 from .conftest import Writer, rms, run
@@ -17,11 +17,11 @@ RNG = np.random.default_rng(11)
 NONE = InputContract()
 
 
-def bf16(array: np.ndarray) -> np.ndarray:
-    return array.astype(ml_dtypes.bfloat16).astype(np.float32)
+ROUND = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16}
 
 
-def test_every_edge_is_rounded_by_onnxruntime_as_it_is_used(write: Writer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_every_edge_is_rounded_by_onnxruntime_as_it_is_used(write: Writer, tmp_path: Path, precision: str) -> None:
     """Bit for bit what rounding after every operator gives, with all of ONNX Runtime's optimizations on."""
     text = """agraph (float[n, 8] x) => (float[n, 8] y) {
         p = MatMul(x, w)
@@ -34,18 +34,22 @@ def test_every_edge_is_rounded_by_onnxruntime_as_it_is_used(write: Writer, tmp_p
     }"""
     w = np.diag(RNG.standard_normal(8)).astype(np.float32)  # one product per result: no order of summation
     b, s = RNG.standard_normal(8).astype(np.float32), np.float32(1.2345)
-    path, half, out = write(text, w=w, b=b, s=s), tmp_path / "bf16.onnx", tmp_path / "emulated.onnx"
-    convert(path, half, precision="bf16", contract=NONE)
-    record = emulate_bf16(half, out)
-    assert record["emulation"] == "bf16"
+
+    def rounded(array: np.ndarray) -> np.ndarray:
+        return array.astype(ROUND[precision]).astype(np.float32)
+
+    path, half, out = write(text, w=w, b=b, s=s), tmp_path / "half.onnx", tmp_path / "emulated.onnx"
+    convert(path, half, precision=precision, contract=NONE)  # type: ignore[arg-type]
+    record = emulate_half(half, out, precision=precision)  # type: ignore[arg-type]
+    assert record["emulation"] == precision
     assert record["rounded"] == 8
     x = RNG.standard_normal((5, 8)).astype(np.float32)
-    step = bf16(bf16(x) @ bf16(w))
-    step = bf16(step + bf16(b))
-    step = np.maximum(bf16(step * bf16(np.asarray(s))), 0)
-    expected = bf16(step @ bf16(w))
+    step = rounded(rounded(x) @ rounded(w))
+    step = rounded(step + rounded(b))
+    step = np.maximum(rounded(step * rounded(np.asarray(s))), 0)
+    expected = rounded(step @ rounded(w))
     assert np.array_equal(run(out, x=x)[0], expected)
-    assert rms(expected, run(path, x=x)[0]) > 1e-3
+    assert rms(expected, run(path, x=x)[0]) > (1e-3 if precision == "bf16" else 1e-4)
 
 
 def test_kept_nodes_are_not_rounded(write: Writer, tmp_path: Path) -> None:

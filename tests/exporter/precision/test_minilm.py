@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from exporter.artifact import InputContract
-from exporter.precision.emulate import emulate_bf16
+from exporter.precision.emulate import emulate_half
 from exporter.precision.half import convert
 
 from .conftest import rms, run
@@ -69,10 +69,12 @@ def test_real_weights_lose_no_more_than_twice_what_pytorch_loses(tmp_path: Path)
             model.load_state_dict(weights)
     convert(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", precision="fp16", contract=contract)
     record = convert(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx", precision="bf16", contract=contract)
-    emulate_bf16(tmp_path / "bf16.onnx", tmp_path / "bf16-emulated.onnx")
+    emulate_half(tmp_path / "fp16.onnx", tmp_path / "fp16-emulated.onnx", precision="fp16")
+    emulate_half(tmp_path / "bf16.onnx", tmp_path / "bf16-emulated.onnx", precision="bf16")
     assert record["converted"] > 50
     assert record["weight_bytes"]["after"] < 0.52 * record["weight_bytes"]["before"]
-    for precision, file in (("fp16", "fp16.onnx"), ("bf16", "bf16-emulated.onnx")):
+    files = (("fp16", "fp16.onnx"), ("fp16", "fp16-emulated.onnx"), ("bf16", "bf16-emulated.onnx"))
+    for precision, file in files:
         output = run(tmp_path / file, **inputs)[0]
         assert np.isfinite(output).all()
         assert limits[precision] / 20 < rms(output, original) <= limits[precision]
