@@ -168,10 +168,20 @@ class TextEncoder:
         special = self.tokenizer.num_special_tokens_to_add(pair)
         if longest <= special:
             raise RequestError("no room is left for the text", longest, f"Special tokens alone take {special}")
-        if longest < _NO_LIMIT:
-            self.tokenizer.enable_truncation(longest, strategy=self.truncation if pair else "longest_first")
-        items = self.tokenizer.encode_batch(batch, is_pretokenized=pretokenized)
+        items = self._tokenize(batch, longest, pretokenized, self.truncation if pair else "longest_first")
         return self._pad(items, pad_to)
+
+    def _tokenize(self, batch: list[Any], longest: int, pretokenized: bool, strategy: str) -> list[Any]:
+        self.tokenizer.no_truncation()
+        if longest < _NO_LIMIT:
+            self.tokenizer.enable_truncation(longest, strategy=strategy)
+        try:
+            items: list[Any] = self.tokenizer.encode_batch(batch, is_pretokenized=pretokenized)
+        except Exception:  # the library raises bare Exception, here where cutting the second text alone is not enough
+            if strategy != "only_second":
+                raise
+            return self._tokenize(batch, longest, pretokenized, "longest_first")
+        return items
 
     def _pad(self, items: list[Any], pad_to: int | None) -> Encoded:
         length = max(len(item.ids) for item in items) if pad_to is None else pad_to

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def open_folder(source: Source, task: Task, *, max_batch: int, max_length: int |
     limit = None if image else signature.axis("sequence").max
     return Original(
         source=source,
-        task=task,
+        task=replace(task, modality="image", roles=("image",)) if image else task,
         module=model,
         signature=signature,
         contract=contract,
@@ -75,6 +76,7 @@ def load_model(source: Source, task: Task) -> Any:
         "use_safetensors": not source.pickled,
         "local_files_only": True,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are reported, and refused below with their names
     }
     with quiet_transformers():
         try:

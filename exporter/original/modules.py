@@ -83,6 +83,7 @@ def open_factory(
         raise RequestError(
             "the factory made other weights than before", source.spec, "Make it give the same model at every call"
         )
+    example = {name: value.float() if value.is_floating_point() else value for name, value in example.items()}
     return _open(source, task, module.float(), example, max_batch, custom)
 
 

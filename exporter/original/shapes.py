@@ -10,6 +10,8 @@ from typing import Any
 from exporter.artifact import Axis, Signature, TensorSpec
 from exporter.errors import RequestError
 
+_FIXED_SIZES = "A model that needs fixed sizes can be wrapped in a factory, its axes declared under custom"
+
 Call = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
@@ -137,6 +139,4 @@ def _run(call: Call, inputs: dict[str, Any], what: str, value: str | None) -> Ma
     except Exception as error:  # the model is the user's: it may raise anything
         lines = str(error).strip().splitlines()
         told = f"{type(error).__name__}: {lines[0] if lines else '(no message)'}"
-        raise RequestError(
-            what, told if value is None else f"{value}; {told}", "Declare fixed sizes and dynamic axes under custom"
-        ) from error
+        raise RequestError(what, told if value is None else f"{value}; {told}", _FIXED_SIZES) from error

@@ -57,7 +57,7 @@ def call_factory(spec: str) -> tuple[Any, dict[str, Any]]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             made = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RequestError(
             "the factory raised",
             f"{type(error).__name__}: {_last_line(error)} (in {spec})",
@@ -102,7 +102,7 @@ def _find(spec: str) -> Any:
                 "there is no such package or module", module_name, "Install it, or run where Python can import it"
             ) from error
         raise RequestError(f"the module {module_name} needs a module that is missing", error.name) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RequestError(
             f"the module {module_name} raised while it was imported", f"{type(error).__name__}: {_last_line(error)}"
         ) from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import RequestError
 from exporter.sources.source import Source, SourceKind, digest_files
-from exporter.sources.weights import find_weights
+from exporter.sources.weights import find_weights, read_safetensors_header
 
 # What belongs to a model beside its weights. Folders of other formats (onnx/, openvino/ …) are not looked into.
 _SMALL_FILES = (
@@ -22,7 +23,7 @@ _SMALL_FILES = (
     re.compile(r"^(README|LICEN[CS]E|NOTICE|USE_POLICY|COPYING)[\w.-]*$", re.IGNORECASE),
 )
 _CODE_FILE = re.compile(r"^[\w/]+\.py$")
-_MODULE_WEIGHTS = re.compile(r"^\d+_\w+/(model\.safetensors)$")
+_MODULE_WEIGHTS = re.compile(r"^\d+_\w+/(model\.safetensors|pytorch_model\.bin)$")
 
 
 def resolve_folder(spec: str, path: Path, *, kind: SourceKind, name: str, trust_remote_code: bool) -> Source:
@@ -49,8 +50,8 @@ def resolve_folder(spec: str, path: Path, *, kind: SourceKind, name: str, trust_
         name=name,
         digest=digest_files(path, hashed),
         licence=read_licence(path),
-        weights_bytes=weights.bytes,
-        parameters=weights.parameters,
+        weights_bytes=weights.bytes + sum((path / name).stat().st_size for name in modules),
+        parameters=None if weights.parameters is None else weights.parameters + _elements(path, modules),
         files=files,
         weights=(*weights.files, *modules),
         trust_remote_code=trust_remote_code,
@@ -163,10 +164,11 @@ def _known_model_types() -> set[str]:
 
 
 def _module_weights(folder: Path) -> tuple[str, ...]:
-    from exporter.sources.weights import read_safetensors_header
+    """Weights of the modules behind the encoder (sentence-transformers' dense layers)."""
+    names = [path.relative_to(folder).as_posix() for path in folder.glob("*_*/*") if path.is_file()]
+    return tuple(sorted(name for name in names if _MODULE_WEIGHTS.match(name)))
 
-    names = [p.relative_to(folder).as_posix() for p in folder.glob("*_*/*") if p.is_file()]
-    found = tuple(sorted(name for name in names if _MODULE_WEIGHTS.match(name)))
-    for name in found:
-        read_safetensors_header(folder / name)
-    return found
+
+def _elements(folder: Path, names: tuple[str, ...]) -> int:
+    headers = [read_safetensors_header(folder / name) for name in names if name.endswith(".safetensors")]
+    return sum(math.prod(entry.get("shape", ())) for header in headers for entry in header.values())

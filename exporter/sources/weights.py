@@ -15,6 +15,7 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 _DOWNLOAD_AGAIN = "Copy or download the file again"
 # A safetensors file begins with the length of its JSON header; the format allows at most this many bytes.
 _MAX_HEADER_BYTES = 100_000_000
@@ -46,8 +47,12 @@ def find_weights(folder: Path) -> Weights:
         return _pickles(folder, (PICKLE,), None)
     if (folder / PICKLE_INDEX).is_file():
         return _pickles(folder, read_index(folder, PICKLE_INDEX), PICKLE_INDEX)
+    if (folder / "onnx" / "model.onnx").is_file():
+        raise RequestError("the folder holds no weights", folder, "It holds onnx/model.onnx: name that file instead")
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    found = f", found {', '.join(others)}" if others else ""
     raise RequestError(
-        "the folder holds no weights", folder, f"Expected {SAFETENSORS} (or its shards with {SAFETENSORS_INDEX})"
+        "the folder holds no weights", folder, f"Expected {SAFETENSORS} (or its shards and {SAFETENSORS_INDEX}){found}"
     )
 
 
@@ -149,7 +154,7 @@ def _pickle_elements(path: Path) -> int:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        others = _unsafe_globals(path)
+        others = sorted({*_unsafe_globals(path), *_named_globals(str(error))})
         if others:
             raise RequestError(
                 f"the pickle checkpoint {path.name} holds more than tensors",
@@ -179,6 +184,13 @@ def _unsafe_globals(path: Path) -> list[str]:
         return sorted(name for name in _globals(pickletools.genops(data)) if not _is_tensor_part(name))
     except (ValueError, StopIteration, OSError, KeyError, zipfile.BadZipFile):
         return []
+
+
+def _named_globals(message: str) -> set[str]:
+    """What torch's own refusal names."""
+    import re
+
+    return set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*\w)", message))
 
 
 def _globals(operations: Any) -> set[str]:
