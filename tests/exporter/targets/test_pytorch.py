@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporter.errors import RequestError
+from exporter.original import open_described, original_arguments
+from exporter.sources import resolve_source
+from exporter.targets import targets
+from exporter.targets.pytorch import open_compiled, open_eager
+from exporter.tasks import infer_task
+
+Folders = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def arguments(model_folder: Folders) -> dict[str, Any]:
+    source = resolve_source(str(model_folder("bert")))
+    return {"original": original_arguments(source, infer_task(source))}
+
+
+def inputs_of(arguments: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in open_described(arguments["original"]).example.items()}
+
+
+def test_eager_is_the_original(arguments: dict[str, Any]) -> None:
+    session = open_eager(arguments, threads=1)
+    inputs = inputs_of(arguments)
+    wanted = open_described(arguments["original"]).run(inputs)
+    found = session.run(inputs)
+    assert list(found) == ["last_hidden_state", "sentence_embedding"]
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
+    told = session.executed()
+    assert (told["runtime"], told["precision"], told["threads"]) == ("pytorch-eager", "fp32", 1)
+    assert told["attention"] == "sdpa"
+
+
+def test_inputs_are_checked_first(arguments: dict[str, Any]) -> None:
+    session = open_eager(arguments, threads=1)
+    inputs = inputs_of(arguments)
+    with pytest.raises(RequestError, match="out of range"):
+        session.run({**inputs, "input_ids": inputs["input_ids"] + 10_000})
+    with pytest.raises(RequestError, match="attends to no token"):
+        session.run({**inputs, "attention_mask": inputs["attention_mask"] * 0})
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp64", np.float64), ("fp16", np.float16), ("bf16", np.float32)])
+def test_other_precisions_really_run(arguments: dict[str, Any], precision: str, dtype: type) -> None:
+    session = open_eager({**arguments, "precision": precision}, threads=1)
+    assert session.executed()["precision"] == precision
+    inputs = inputs_of(arguments)
+    wanted = open_described(arguments["original"]).run(inputs)["sentence_embedding"]
+    found = session.run(inputs)["sentence_embedding"]
+    assert found.dtype == dtype
+    error = np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted)
+    assert 0 < error < {"fp64": 1e-5, "fp16": 1e-2, "bf16": 5e-2}[precision]
+
+
+def test_an_unknown_precision(arguments: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="int3"):
+        open_eager({**arguments, "precision": "int3"}, threads=1)
+
+
+@pytest.mark.slow
+def test_compiled_agrees_with_eager_and_specialises_each_shape(arguments: dict[str, Any]) -> None:
+    session = open_compiled(arguments, threads=1)
+    inputs = inputs_of(arguments)
+    short = {name: np.ascontiguousarray(value[:1, :5]) for name, value in inputs.items()}
+    original = open_described(arguments["original"])
+    before = session.executed()["graphs"]
+    for given in (inputs, short, inputs):
+        wanted, found = original.run(given), session.run(given)
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, atol=2e-6)
+    told = session.executed()
+    assert told["runtime"] == "pytorch-compile"
+    assert told["graphs"] - before == 2
+    assert told["graph_breaks"] == 0
+    assert told["frozen"]
+
+
+def test_an_onnx_source_has_no_pytorch_baseline(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, save
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "r.onnx")
+    source = resolve_source(str(tmp_path / "r.onnx"))
+    with pytest.raises(RequestError, match="no PyTorch form"):
+        open_eager({"original": original_arguments(source, infer_task(source))}, threads=1)
+
+
+def test_the_baselines_are_no_targets() -> None:
+    assert not [name for name in targets() if "pytorch" in name]
