@@ -153,6 +153,7 @@ KINDS: dict[str, Kind] = {
         "feature-extraction",
         _TWO,
         {**_TINY, "num_hidden_layers": 3, "local_attention": 8},
+        base={"max_position_embeddings": 8192},
     ),
     "vit": Kind(
         "ViTForImageClassification",
@@ -224,6 +225,7 @@ def _minilm_pieces() -> list[str] | None:
 
 def _write_tokenizer(folder: Path, spec: Kind, size: Size) -> dict[str, Any]:
     """Write the tokenizer; returns what the configuration must agree with."""
+    import transformers
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     special = spec.specials
@@ -254,8 +256,9 @@ def _write_tokenizer(folder: Path, spec: Kind, size: Size) -> dict[str, Any]:
     named = {"pad_token_id": special.pad, "bos_token_id": special.cls, "eos_token_id": special.sep}
     if spec.model.startswith("ModernBert"):  # its configuration has two more, with ids beyond a small vocabulary
         named |= {"cls_token_id": special.cls, "sep_token_id": special.sep}
-    # Tables that are a multiple of 8 long, as in models people train.
-    return {"vocab_size": -(-len(ids) // 8) * 8, **{key: ids[token] for key, token in named.items()}}
+    # Tables are a multiple of 8 long, as in models people train; at the real size as long as in the real model.
+    usual = 0 if size == "tiny" else getattr(transformers, spec.config)().vocab_size
+    return {"vocab_size": max(usual, -(-len(ids) // 8) * 8), **{key: ids[token] for key, token in named.items()}}
 
 
 def _write_sentence_modules(folder: Path, hidden: int, *, dense: bool) -> None:
