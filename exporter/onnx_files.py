@@ -61,6 +61,10 @@ def load_model(path: Path | str) -> ir.Model:
     except (ValueError, KeyError, TypeError, AttributeError, ir.serde.SerdeError) as error:
         raise RequestError("the ONNX graph is not well formed", path, "Export it again") from error
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _at_its_real_place(value.const_value)
     return model
 
 
@@ -219,6 +223,24 @@ def rename_axes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
                 value.shape = ir.Shape(new)
 
 
+def _at_its_real_place(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """`tensor`, read from the file that its path leads to: onnx_ir follows no links out of the model's folder."""
+    import onnx_ir as ir
+
+    real = Path(tensor.path).resolve()
+    if real == Path(tensor.path):
+        return tensor
+    return ir.ExternalTensor(
+        real.name,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name or "",
+        base_dir=real.parent,
+    )
+
+
 def _save_embedded(model: ir.Model, path: Path) -> None:
     import onnx_ir as ir
 
@@ -294,7 +316,9 @@ def _check_tensor(tensor: Any, path: Path) -> None:
     location = entries.get("location", "")
     folder = path.parent.resolve()
     data = (folder / location).resolve()
-    if not location or Path(location).is_absolute() or not data.is_relative_to(folder):
+    # In a cache where both files are links to the same store, the store's folder is the model's own.
+    allowed = (folder, path.resolve().parent)
+    if not location or Path(location).is_absolute() or not any(data.is_relative_to(place) for place in allowed):
         raise RequestError(
             "the ONNX file refers to external data outside its folder",
             f"{location!r} in {path}",

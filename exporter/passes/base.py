@@ -190,13 +190,13 @@ def run_pass(step: Pass, model: ir.Model, context: PassContext) -> PassRecord:
     step.requires(model, context)
     interface, structure = checks.interface(model), checks.structure(model)
     record = _applied(step, model, context)
+    if checks.interface(model) != interface:
+        raise InternalError(
+            f"the graph pass {step.name!r} changed the model's inputs or outputs",
+            f"{interface} became {checks.interface(model)}",
+            _REMEDY,
+        )
     if not isinstance(step, Pipeline) and checks.structure(model) != structure:
-        if checks.interface(model) != interface:
-            raise InternalError(
-                f"the graph pass {step.name!r} changed the model's inputs or outputs",
-                f"{interface} became {checks.interface(model)}",
-                _REMEDY,
-            )
         _named(step, lambda: checks.check_graph(model))
         if context.expected:
             context.measured = _measure(step, model, context)

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+_LARGE_BYTES = 1 << 20
+
+
 class FoldConstants(Pass):
-    """Inline functions, compute what is constant (small tensors, never copies of weights), drop dead code."""
+    """Inline functions, compute what is constant, drop dead code; a weight that others read is never copied."""
 
     name = "fold"
     why = "what does not depend on the inputs is computed once, and what nothing reads is removed"
@@ -23,13 +26,22 @@ class FoldConstants(Pass):
 
         diff = Diff(model)
         common.InlinePass()(model)
-        optimizer.fold_constants(model, onnx_shape_inference=True)
+        optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=_copies_no_weight)
         common.IdentityEliminationPass()(model)
         remove_dead(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.RemoveInitializersFromInputsPass()(model)
         remove_dead(model)
         return self.record(diff.changes(model, "constant or read by nothing", "replaces what was folded"))
+
+
+def _copies_no_weight(node: ir.Node) -> bool | None:
+    """No to a large constant that other nodes read as well, as a tied embedding; else as onnxscript decides."""
+    for value in node.inputs:
+        tensor = None if value is None else value.const_value
+        if value is not None and tensor is not None and tensor.nbytes >= _LARGE_BYTES and len(value.uses()) > 1:
+            return False
+    return None
 
 
 class Simplify(Pass):
@@ -49,6 +61,7 @@ class Simplify(Pass):
 
         diff = Diff(model)
         rewriter.rewrite(model)
+        common.IdentityEliminationPass()(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         remove_dead(model)
         return self.record(diff.changes(model, "does nothing, or merged into another", "does the work of those merged"))

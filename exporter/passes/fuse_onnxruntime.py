@@ -26,6 +26,8 @@ class FuseForOnnxRuntime(Pass):
         from onnx_ir.passes import common
         from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
 
+        if any(node.domain == FUSED_DOMAIN for node in model.graph.all_nodes()):
+            return PassRecord(self.name, "the graph is fused already")
         diff = Diff(model)
         fuse_for_onnxruntime(model, "cpu")
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -86,16 +86,28 @@ def add_node(
         raise ValueError("the node is in no graph")
     before.graph.insert_before(before, node)
     output = node.outputs[0]
-    if like is not None:
+    if like is not None and like.dtype is not None:
         output.dtype = like.dtype
         output.shape = None if like.shape is None else like.shape.copy()
     return output
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> bool:
-    """Let every reader of `old` read `new`. Outputs of the graph keep their producer: then nothing is done."""
+    """Let every reader of `old` read `new`; where `old` is an output of the graph, `new` takes its name.
+
+    Returns:
+        Whether it was done: an input, a constant or another output cannot become an output under a new name.
+    """
     if old.is_graph_output():
-        return False
+        made_by, made_before_by = new.producer(), old.producer()
+        same_graph = made_by is not None and made_before_by is not None and made_by.graph is made_before_by.graph
+        if not same_graph or new.is_graph_output():
+            return False
+        name = old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name, new.name = f"{name}_replaced", name
+        new.shape = old.shape if old.shape is None else old.shape.copy()
+        return True
     old.replace_all_uses_with(new)
     return True
 
@@ -107,6 +119,14 @@ def remove_dead(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+
+
+def infer_missing(model: ir.Model) -> None:
+    """Let ONNX infer the types and shapes that the file does not record, if any are missing. Weights are left out."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    if any(out.dtype is None or out.shape is None for node in model.graph for out in node.outputs if out.name):
+        ShapeInferencePass(strict_mode=False)(model)
 
 
 class Diff:

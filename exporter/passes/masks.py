@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.passes.base import Change, Pass, PassContext, PassRecord
+from exporter.passes.dims import ONE, Dim, Shape, broadcast
 from exporter.passes.graphs import (
     add_constant,
     add_node,
+    infer_missing,
     producer,
     reduced_axes,
     remove_dead,
     replace_value,
-    scalar,
-    small_constant,
 )
-from exporter.passes.symbolic import ELEMENTWISE, ONE, Dim, Facts, Shape, analyse, broadcast
+from exporter.passes.symbolic import ELEMENTWISE, Facts, analyse
+from exporter.passes.uniform import positions, uniform_values
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,6 +40,7 @@ class SimplifyMasks(Pass):
 
     def apply(self, model: ir.Model, context: PassContext) -> PassRecord:
         changes: list[Change] = []
+        infer_missing(model)
         for _ in range(_ROUNDS):
             found = _one_round(model.graph)
             remove_dead(model)
@@ -50,45 +52,18 @@ class SimplifyMasks(Pass):
 
 def _one_round(graph: ir.Graph) -> list[Change]:
     facts = analyse(graph)
-    positions = _positions(graph, facts)
-    changes = _grids(graph, facts, positions) + _always_true(graph, facts, positions)
-    return changes or _neutral(graph, facts) or _narrow(graph, facts)
+    indices = positions(graph, facts)
+    changes = _grids(graph, facts, indices)
+    uniform = uniform_values(graph, facts, indices)
+    return changes or _neutral(graph, facts, uniform) or _narrow(graph, facts, uniform)
 
 
-def _positions(graph: ir.Graph, facts: Facts) -> dict[ir.Value, int]:
-    """Values that hold, at every place, the index along one of their axes; with that axis."""
-    found: dict[ir.Value, int] = {}
-    for node in graph:
-        if node.domain != "" or not node.outputs or not node.inputs:
-            continue
-        output, source = node.outputs[0], node.inputs[0]
-        shape = facts.shape(output)
-        if node.op_type == "Range":
-            if scalar(source) == 0 and scalar(node.inputs[2]) == 1:
-                found[output] = 0
-        elif source not in found or shape is None or source is None:
-            continue
-        elif node.op_type == "Unsqueeze" and (axes := reduced_axes(node)) is not None:
-            inserted = {axis % len(shape) for axis in axes}
-            kept = [axis for axis in range(len(shape)) if axis not in inserted]
-            found[output] = kept[found[source]]
-        elif node.op_type == "Expand":
-            before = facts.shape(source)
-            axis = found[source] - (len(before) if before is not None else 0)
-            # Along the positions' own axis nothing may be repeated.
-            if before is not None and shape[axis] == before[axis]:
-                found[output] = axis + len(shape)
-        elif node.op_type in ("Identity", "Cast"):
-            found[output] = found[source]
-    return found
-
-
-def _grids(graph: ir.Graph, facts: Facts, positions: dict[ir.Value, int]) -> list[Change]:
+def _grids(graph: ir.Graph, facts: Facts, indices: dict[ir.Value, int]) -> list[Change]:
     changes = []
     for node in list(graph):
         if node.op_type != "GatherND" or node.domain != "" or node.attributes.get_int("batch_dims", 0):
             continue
-        axes = _inserted_axes(node, facts, positions)
+        axes = _inserted_axes(node, facts, indices)
         if axes is None:
             continue
         constant = add_constant(graph, np.array(axes, np.int64), "axes_" + "_".join(map(str, axes)))
@@ -98,7 +73,7 @@ def _grids(graph: ir.Graph, facts: Facts, positions: dict[ir.Value, int]) -> lis
     return changes
 
 
-def _inserted_axes(node: ir.Node, facts: Facts, positions: dict[ir.Value, int]) -> list[int] | None:
+def _inserted_axes(node: ir.Node, facts: Facts, indices: dict[ir.Value, int]) -> list[int] | None:
     """The axes that are new in ``data[i, j, ...]`` where every index is a position along an axis of its own."""
     data, grid = facts.shape(node.inputs[0]), producer(node.inputs[1], "Concat")
     if data is None or grid is None or len(grid.inputs) != len(data) or not data:
@@ -107,11 +82,11 @@ def _inserted_axes(node: ir.Node, facts: Facts, positions: dict[ir.Value, int]) 
     for part in grid.inputs:
         column = producer(part, "Unsqueeze")
         shape = None if column is None else facts.shape(column.inputs[0])
-        if column is None or shape is None or column.inputs[0] not in positions:
+        if column is None or shape is None or column.inputs[0] not in indices:
             return None
         if reduced_axes(column) not in ([-1], [len(shape)]):
             return None
-        axes.append(positions[column.inputs[0]])
+        axes.append(indices[column.inputs[0]])
         shapes.append(shape)
     shape = shapes[0]
     last = grid.attributes.get_int("axis", 0) in (-1, len(shape))
@@ -122,48 +97,36 @@ def _inserted_axes(node: ir.Node, facts: Facts, positions: dict[ir.Value, int]) 
     return others if covered and all(shape[axis] == ONE for axis in others) else None
 
 
-def _always_true(graph: ir.Graph, facts: Facts, positions: dict[ir.Value, int]) -> list[Change]:
-    """``position >= 0`` (or less) and ``0 <= position``: a constant that still has the comparison's rank."""
-    changes = []
-    for node in list(graph):
-        if node.domain != "" or node.op_type not in ("GreaterOrEqual", "LessOrEqual"):
-            continue
-        side = 0 if node.op_type == "GreaterOrEqual" else 1
-        bound, shape = scalar(node.inputs[1 - side]), facts.shape(node.outputs[0])
-        if node.inputs[side] not in positions or bound is None or bound > 0 or shape is None:
-            continue
-        true = add_constant(graph, np.ones((1,) * len(shape), bool), f"true_{len(shape)}d")
-        target = add_node(node, "Shape", [node.inputs[side]])
-        target.dtype = _int64()
-        new = add_node(node, "Expand", [true, target], node.outputs[0])
-        if replace_value(node.outputs[0], new):
-            changes.append(Change(node.name or node.op_type, node.op_type, "no position is negative"))
-    return changes
-
-
-def _int64() -> ir.DataType:
-    import onnx_ir as ir
-
-    return ir.DataType.INT64
-
-
-def _neutral(graph: ir.Graph, facts: Facts) -> list[Change]:
-    """``x and True``, ``x or False``."""
+def _neutral(graph: ir.Graph, facts: Facts, uniform: dict[ir.Value, Any]) -> list[Change]:
+    """``x and True``, ``x + 0``, ``where(True, x, y)`` and the like, where `x` has the shape of the result."""
     changes = []
     for node in graph:
-        if node.domain != "" or node.op_type not in ("And", "Or"):
+        kept, why = _only_input(node, uniform), "its other input changes nothing"
+        if kept is None and node.op_type == "Where" and node.domain == "" and node.inputs[0] in uniform:
+            kept, why = node.inputs[1 if uniform[node.inputs[0]] else 2], "its condition is the same everywhere"
+        if kept is None or not facts.same_shape(kept, node.outputs[0]) or node.outputs[0] in uniform:
             continue
-        for kept, other in (node.inputs, list(node.inputs)[::-1]):
-            constant = small_constant(other)
-            neutral = constant is not None and bool((constant == (node.op_type == "And")).all())
-            if neutral and kept is not None and facts.same_shape(kept, node.outputs[0]):
-                if replace_value(node.outputs[0], kept):
-                    changes.append(Change(node.name or node.op_type, node.op_type, "its other input changes nothing"))
-                break
+        if replace_value(node.outputs[0], kept):
+            changes.append(Change(node.name or node.op_type, node.op_type, why))
     return changes
 
 
-def _narrow(graph: ir.Graph, facts: Facts) -> list[Change]:
+_NEUTRAL: dict[str, Any] = {"And": True, "Or": False, "Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
+
+
+def _only_input(node: ir.Node, uniform: dict[ir.Value, Any]) -> ir.Value | None:
+    """The input that a node passes on (or broadcasts) because its other one is neutral."""
+    if node.domain != "" or node.op_type not in _NEUTRAL:
+        return None
+    sides = ((0, 1),) if node.op_type in ("Sub", "Div") else ((0, 1), (1, 0))
+    for kept, other in sides:
+        number = uniform.get(node.inputs[other]) if node.inputs[other] is not None else None
+        if number is not None and number == _NEUTRAL[node.op_type]:
+            return node.inputs[kept]
+    return None
+
+
+def _narrow(graph: ir.Graph, facts: Facts, uniform: dict[ir.Value, Any]) -> list[Change]:
     """Do element-wise work before a broadcast: `narrow[v]` is a value that `v` is the broadcast of."""
     changes: list[Change] = []
     narrow: dict[ir.Value, ir.Value] = {}
@@ -171,13 +134,18 @@ def _narrow(graph: ir.Graph, facts: Facts) -> list[Change]:
         if node.domain != "" or not node.outputs:
             continue
         output = node.outputs[0]
+        if output in uniform:
+            if (constant := _as_constant(graph, output, uniform[output], facts)) is not None:
+                narrow[output] = constant
+            continue
         if node.op_type == "Expand" and node.inputs[0] is not None and not facts.same_shape(node.inputs[0], output):
             narrow[output] = narrow.get(node.inputs[0], node.inputs[0])
             continue
         inputs = [narrow.get(v, v) if v is not None else None for v in node.inputs]
         if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
-            # The output of `x and y` is a broadcast where one of them is all that matters.
-            _note_neutral(node, facts, narrow)
+            # `x and y` is a broadcast of `x` where `y` is true everywhere but larger.
+            if (kept := _only_input(node, uniform)) is not None:
+                narrow[output] = kept
             continue
         shape = _narrowed_shape(node, inputs, facts)
         full = facts.shape(output)
@@ -189,21 +157,20 @@ def _narrow(graph: ir.Graph, facts: Facts) -> list[Change]:
             changes.append(Change(node.name or node.op_type, node.op_type, "broadcasts its input by itself"))
             continue
         new = add_node(node, node.op_type, inputs, **_attributes(node))
-        new.dtype, new.shape = output.dtype, _ir_shape(shape)
+        if output.dtype is not None:
+            new.dtype, new.shape = output.dtype, _ir_shape(shape)
         facts.shapes[new] = shape
         narrow[output] = new
-    # Operators made for a narrow value that found no reader are dead and go; they are no change.
+    # Operators and constants made for a narrow value that found no reader are dead and go; they are no change.
     return changes
 
 
-def _note_neutral(node: ir.Node, facts: Facts, narrow: dict[ir.Value, ir.Value]) -> None:
-    if node.op_type not in ("And", "Or"):
-        return
-    for kept, other in (node.inputs, list(node.inputs)[::-1]):
-        constant = small_constant(other)
-        if kept is not None and constant is not None and bool((constant == (node.op_type == "And")).all()):
-            narrow[node.outputs[0]] = kept
-            return
+def _as_constant(graph: ir.Graph, value: ir.Value, number: Any, facts: Facts) -> ir.Value | None:
+    shape = facts.shape(value)
+    if shape is None or all(dim == ONE for dim in shape):
+        return None
+    array = np.full((1,) * len(shape), number)
+    return add_constant(graph, array, f"all_{number}_{len(shape)}d".lower().replace("-", "minus_"))
 
 
 def _narrowed_shape(node: ir.Node, inputs: list[ir.Value | None], facts: Facts) -> Shape | None:
@@ -211,6 +178,9 @@ def _narrowed_shape(node: ir.Node, inputs: list[ir.Value | None], facts: Facts) 
     known = [shape for shape in shapes if shape is not None]
     if node.op_type in ELEMENTWISE:
         return broadcast(known) if len(known) == len(shapes) else None
+    if node.op_type == "Gather" and inputs[0] is node.inputs[0] and node.attributes.get_int("axis", 0) == 0:
+        # Rows picked for one copy of the indices are the rows of every copy.
+        return (*shapes[1], *shapes[0][1:]) if shapes[0] is not None and shapes[1] is not None else None
     if node.op_type not in ("ReduceSum", "ReduceMax", "ReduceMin") or not node.attributes.get_int("keepdims", 1):
         return None
     full, axes = facts.shape(node.inputs[0]), reduced_axes(node)

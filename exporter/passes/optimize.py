@@ -31,7 +31,8 @@ def default_pipeline(contract: InputContract, *, fuse: bool = False) -> Pipeline
     clean: list[Pass] = [FoldConstants(), Simplify(), SimplifyShapes(), SimplifyMasks()]
     if contract.attends:
         clean.append(RemoveSoftmaxGuards())
-    clean.append(Deduplicate())
+    # What these made constant or a no-op goes as well.
+    clean += [FoldConstants(), Simplify(), Deduplicate()]
     if not fuse:
         return Pipeline(clean, name="portable", why="the portable graph: standard operators, nothing superfluous")
     # The fusions leave shape arithmetic and broadcast masks of their own behind.

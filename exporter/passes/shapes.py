@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.passes.base import Change, Pass, PassContext, PassRecord
-from exporter.passes.graphs import add_constant, add_node, integers, producer, remove_dead, replace_value
-from exporter.passes.symbolic import Dim, Facts, Shape, analyse, permutation, slice_window
+from exporter.passes.dims import Dim, Shape
+from exporter.passes.graphs import add_constant, add_node, infer_missing, integers, producer, remove_dead, replace_value
+from exporter.passes.symbolic import Facts, analyse, permutation, slice_window
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,6 +31,7 @@ class SimplifyShapes(Pass):
 
     def apply(self, model: ir.Model, context: PassContext) -> PassRecord:
         changes: list[Change] = []
+        infer_missing(model)
         for _ in range(_ROUNDS):
             found = _one_round(model.graph)
             remove_dead(model)

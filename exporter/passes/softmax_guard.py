@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exporter.passes.base import Change, Pass, PassContext, PassRecord
-from exporter.passes.graphs import producer, reduced_axes, remove_dead, replace_value, scalar, small_constant
+from exporter.passes.graphs import (
+    infer_missing,
+    producer,
+    reduced_axes,
+    remove_dead,
+    replace_value,
+    scalar,
+    small_constant,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,6 +37,7 @@ class RemoveSoftmaxGuards(Pass):
         contract = context.contract
         if not contract.attends or contract.mask is None:
             return PassRecord(self.name, "the input contract does not promise that every row attends: the guards stay")
+        infer_missing(model)
         changes = []
         for node in list(model.graph):
             if node.op_type != "Where" or node.domain != "" or scalar(node.inputs[1]) != 0:

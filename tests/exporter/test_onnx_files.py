@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporter.errors import EnvironmentLackError, RequestError
+from exporter.onnx_files import (
+    external_data_name,
+    has_embedded_weights,
+    load_model,
+    rename_axes,
+    save_model,
+    strip_metadata,
+    weight_bytes,
+)
+
+WEIGHT = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32)
+
+
+def proto() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="node_MatMul_1", doc_string="from /home/me/model.py"),
+        helper.make_node("Add", ["a", "b"], ["y"], name="node_Add_2"),
+    ]
+    for node, scopes in zip(nodes, (["", "encoder", "encoder.dense", "linear"], ["", "encoder", "add"]), strict=True):
+        entry = node.metadata_props.add()
+        entry.key, entry.value = "pkg.torch.onnx.name_scopes", repr(scopes)
+        trace = node.metadata_props.add()
+        trace.key, trace.value = "pkg.torch.onnx.stack_trace", 'File "/home/me/model.py", line 3'
+    graph = helper.make_graph(
+        nodes,
+        "main_graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["s1", 40])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["s1", 30])],
+        [numpy_helper.from_array(WEIGHT, "w"), numpy_helper.from_array(np.ones(30, np.float32), "b")],
+        value_info=[helper.make_tensor_value_info("a", TensorProto.FLOAT, ["s1", 30])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], producer_name="pytorch")
+    model.ir_version = 10
+    helper.set_model_props(model, {"graph_signature": "/home/me"})
+    return model
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    onnx.save(proto(), tmp_path / "raw.onnx")
+    return tmp_path / "raw.onnx"
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Path:
+    folder = tmp_path / "external"
+    folder.mkdir()
+    onnx.save(proto(), folder / "raw.onnx", save_as_external_data=True, location="w.bin", size_threshold=100)
+    return folder / "raw.onnx"
+
+
+def run(path: Path) -> np.ndarray:
+    import onnxruntime
+
+    x = np.ones((2, 40), np.float32)
+    return onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_round_trip_keeps_what_the_model_computes(path: Path, external: Path, tmp_path: Path, embedded: bool) -> None:
+    for source in (path, external):
+        out = save_model(load_model(source), tmp_path / "out" / "model.onnx", external_data=not embedded)
+        assert (out.parent / "model.onnx_data").exists() is not embedded
+        np.testing.assert_array_equal(run(out), run(path))
+        assert has_embedded_weights(load_model(out)) is embedded
+        (out.parent / "model.onnx_data").unlink(missing_ok=True)
+
+
+def test_weights_are_embedded_when_they_fit(external: Path, tmp_path: Path) -> None:
+    model = load_model(external)
+    out = save_model(model, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx_data").exists()
+    np.testing.assert_array_equal(run(out), run(external))
+    assert isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor)
+
+
+def test_weights_above_the_threshold_go_beside_the_model(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.onnx_files.EXTERNAL_DATA_THRESHOLD_BYTES", 1000)
+    out = save_model(load_model(path), tmp_path / "big" / "model.onnx")
+    assert sorted(p.name for p in out.parent.iterdir()) == ["model.onnx", "model.onnx_data"]
+    assert external_data_name(out) == "model.onnx_data"
+    np.testing.assert_array_equal(run(out), run(path))
+
+
+def test_saving_twice_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
+    model = load_model(path)
+    for name in ("a", "b"):
+        save_model(model, tmp_path / name / "model.onnx", external_data=True)
+        save_model(model, tmp_path / name / "inside.onnx")
+    for name in ("model.onnx", "model.onnx_data", "inside.onnx"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_tensor_that_two_initializers_share_counts_once(path: Path) -> None:
+    model = load_model(path)
+    before = weight_bytes(model)
+    tied = ir.Value(name="tied", const_value=model.graph.initializers["w"].const_value)
+    model.graph.register_initializer(tied)
+    assert weight_bytes(model) == before == WEIGHT.nbytes + 120
+
+
+def test_metadata_goes_and_nodes_are_named_after_modules(path: Path, tmp_path: Path) -> None:
+    model = load_model(path)
+    strip_metadata(model)
+    out = save_model(model, tmp_path / "clean.onnx")
+    data = out.read_bytes()
+    for noise in (b"/home/me", b"stack_trace", b"pytorch", b"graph_signature", b"name_scopes"):
+        assert noise not in data
+    assert [node.name for node in load_model(out).graph] == ["encoder.dense/MatMul", "encoder/Add"]
+    np.testing.assert_array_equal(run(out), run(path))
+
+
+def test_axes_get_their_names_everywhere(path: Path) -> None:
+    model = load_model(path)
+    rename_axes(model, {"x": {0: "batch"}})
+    assert str(model.graph.inputs[0].shape) == "[batch,40]"
+    assert str(model.graph.outputs[0].shape) == "[batch,30]"
+    assert str(next(iter(model.graph)).outputs[0].shape) == "[batch,30]"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.5, 0.9, 0.99, 0.999])
+def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(RequestError, match=r"truncated|damaged|well formed"):
+        load_model(path)
+
+
+def test_every_truncation_is_refused(path: Path) -> None:
+    data = path.read_bytes()
+    for size in range(0, len(data) - 1, 97):
+        path.write_bytes(data[:size])
+        with pytest.raises(RequestError):
+            load_model(path)
+
+
+def test_something_else_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "model.onnx"
+    other.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(RequestError):
+        load_model(other)
+    with pytest.raises(RequestError, match="does not exist"):
+        load_model(tmp_path / "none.onnx")
+    with pytest.raises(RequestError, match="does not exist"):
+        load_model(tmp_path)
+
+
+def test_missing_external_data_is_refused(external: Path) -> None:
+    (external.parent / "w.bin").unlink()
+    with pytest.raises(RequestError, match=r"external data .* is missing: .*w\.bin"):
+        load_model(external)
+
+
+def test_short_external_data_is_refused(external: Path) -> None:
+    data = (external.parent / "w.bin").read_bytes()
+    (external.parent / "w.bin").write_bytes(data[:-1])
+    with pytest.raises(RequestError, match="too short"):
+        load_model(external)
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "a/../../w.bin", ""])
+def test_external_data_outside_the_folder_is_refused(external: Path, tmp_path: Path, location: str) -> None:
+    (tmp_path / "w.bin").write_bytes((external.parent / "w.bin").read_bytes())
+    model = onnx.load(external, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    external.write_bytes(model.SerializeToString())
+    with pytest.raises(RequestError, match="outside its folder"):
+        load_model(external)
+
+
+def test_a_link_that_leads_outside_is_refused(external: Path, tmp_path: Path) -> None:
+    (external.parent / "w.bin").rename(tmp_path / "elsewhere.bin")
+    (external.parent / "w.bin").symlink_to(tmp_path / "elsewhere.bin")
+    with pytest.raises(RequestError, match="outside its folder"):
+        load_model(external)
+
+
+def test_a_cache_whose_files_are_all_links_is_read(external: Path, tmp_path: Path) -> None:
+    store, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    store.mkdir()
+    snapshot.mkdir()
+    for file, blob in (("raw.onnx", "1f"), ("w.bin", "2e")):
+        (external.parent / file).rename(store / blob)
+        (snapshot / file).symlink_to(store / blob)
+    assert weight_bytes(load_model(snapshot / "raw.onnx")) == WEIGHT.nbytes + 120
+    out = save_model(load_model(snapshot / "raw.onnx"), tmp_path / "model.onnx")
+    assert run(out).shape == (2, 30)
+
+
+def test_a_full_disk_simulated_leaves_nothing_and_keeps_the_old_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = save_model(load_model(path), tmp_path / "out" / "model.onnx")
+    before = out.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ir, "save", full)
+    with pytest.raises(EnvironmentLackError, match="no space"):
+        save_model(load_model(path), out)
+    assert [p.name for p in out.parent.iterdir()] == ["model.onnx"]
+    assert out.read_bytes() == before
