@@ -133,3 +133,9 @@ def test_logits_are_outputs_and_label_roles_are_no_inputs() -> None:
     for task in tasks().values():
         assert set(task.logits) <= set(task.outputs), task.name
         assert not set(task.roles) & set(task.label_roles), task.name
+
+
+def test_every_metric_that_a_task_names_exists() -> None:
+    from pipelines.verify.metrics import metrics
+
+    assert {task.metric for task in tasks().values() if task.metric} <= set(metrics())
