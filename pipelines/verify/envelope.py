@@ -218,7 +218,7 @@ class _Builder:
             others = others or [sample]
         batch = [*others[:1], sample, *others[1:]][: self.batch.max]
         size = len(batch)
-        yield Case("alone-1", dict(sample), "alone", partner=f"alone-1-in-batch-of-{size}", row=1)
+        yield Case("alone-1", self._stack([sample]), "alone", partner=f"alone-1-in-batch-of-{size}", row=1)
         yield Case(f"alone-1-in-batch-of-{size}", self._stack(batch), "ragged")
 
     # Rows and batches ---------------------------------------------------------------------------------------------

@@ -152,9 +152,10 @@ def fp64_run(module: nn.Module, whole_below_bytes: int = WHOLE_BELOW_BYTES) -> P
     def enter(stack: ExitStack) -> None:
         if weights <= whole_below_bytes:
             _cast_all(module, torch.float64)
-        else:
-            _widen_on_call(module, stack)
-        stack.enter_context(_watcher(module))
+        watcher = _watcher(module)
+        if weights > whole_below_bytes:
+            _widen_on_call(module, stack, watcher)
+        stack.enter_context(watcher)
 
     return PrecisionRun(module, torch.float64, True, "the original's own error against its FP64 run", enter)
 
@@ -205,21 +206,25 @@ def _cast_all(module: nn.Module, dtype: Any) -> None:
                 done.add(id(tensor))
 
 
-def _widen_on_call(module: nn.Module, stack: ExitStack) -> None:
-    """Hooks: a module's own tensors are FP64 while it runs."""
+def _widen_on_call(module: nn.Module, stack: ExitStack, watcher: Any) -> None:
+    """Hooks: a module's own tensors are FP64 while it runs. The watcher looks away meanwhile."""
     import torch
 
     held: dict[int, list[list[tuple[Tensor, Tensor]]]] = {}
 
     def widen(owner: nn.Module, _args: Any) -> None:
+        watcher.away = True
         kept = [(tensor, tensor.data) for tensor in _own_tensors(owner) if tensor.dtype == torch.float32]
         for tensor, data in kept:
             tensor.data = data.double()
+        watcher.away = False
         held.setdefault(id(owner), []).append(kept)
 
     def restore(owner: nn.Module, _args: Any, _output: Any) -> None:
+        watcher.away = True
         for tensor, data in held[id(owner)].pop():
             tensor.data = data
+        watcher.away = False
 
     for owner in module.modules():
         if _own_tensors(owner):
@@ -255,7 +260,11 @@ def _watcher(module: nn.Module) -> Any:
         return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
     class Watcher(TorchDispatchMode):
+        away = False
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if self.away:
+                return func(*args, **(kwargs or {}))
             args, kwargs = tree_map_only(torch.Tensor, widen, (args, kwargs or {}))
             result = func(*args, **kwargs)
             name = func.overloadpacket.__name__

@@ -2,7 +2,7 @@
 
 One prediction per encoded row, by task:
 
-- feature-extraction: the embedding, float64 (dim,). A row with a ``text_pair`` is two encoded rows, one after the other.
+- feature-extraction: the embedding, float64 (dim,). A row with a ``text_pair`` is two encoded rows.
 - text-classification, image-classification: class probabilities, float64 (classes,).
 - token-classification: one class id per word, int64 (words,).
 - question-answering: `Span`, the answer's place in the context and its text.
