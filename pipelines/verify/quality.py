@@ -165,7 +165,7 @@ def more_samples(found: Difference, worst: float) -> int | None:
     if room <= 0:
         return None
     width = found.difference - found.low
-    return max(1, math.ceil(found.samples * (width / room) ** 2) - found.samples)
+    return max(1, math.ceil(found.samples * (width / room) ** 2 - _ROUNDING) - found.samples)
 
 
 def _draw(rng: np.random.Generator, count: int, rows: int) -> Array:

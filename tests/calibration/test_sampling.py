@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.sampling import positions_to_mask, stratified_subset
 from exporter.errors import RequestError
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 50), min_size=1, max_size=200), st.integers(1, 250), st.integers(0, 9), st.integers(1, 9)
 )
