@@ -84,7 +84,7 @@ def judge(
     shapes: Mapping[str, str] | None = None,
     consistency: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The verdict record of parity, as the report has it.
+    """The verdict record of parity, as the report has it: plain data for JSON.
 
     Args:
         precision: The variant's.
@@ -128,7 +128,7 @@ def judge(
             {
                 "name": name,
                 "shape": (shapes or {}).get(name, ""),
-                "rms_relative": {output: error.rms_relative for output, error in outputs.items()},
+                "rms_relative": {output: _finite(error.rms_relative) for output, error in outputs.items()},
                 "verdict": worst_verdict(verdicts),
             }
         )
@@ -147,7 +147,7 @@ def judge(
         "floor": worst_at[1],
         "floor_note": note,
         "limit": worst_at[2],
-        "ratio": ratio if judged and worst_at[2] is not None else None,
+        "ratio": _finite(ratio) if judged and worst_at[2] is not None else None,
         "cases": cases,
         "consistency": checks,
     }
@@ -232,9 +232,9 @@ def _by_output(errors: CaseErrors) -> dict[str, dict[str, Any]]:
             collected.setdefault(output, []).append(error)
     return {
         output: {
-            "rms_relative": max(e.rms_relative for e in found),
-            "rms_relative_all": max(e.rms_relative_all for e in found),
-            "max_abs": max(e.max_abs for e in found),
+            "rms_relative": _finite(max(e.rms_relative for e in found)),
+            "rms_relative_all": _finite(max(e.rms_relative_all for e in found)),
+            "max_abs": _finite(max(e.max_abs for e in found)),
             "cosine_min": min(e.cosine_min for e in found),
             "top1_agreement": min((e.top1_agreement for e in found if e.top1_agreement is not None), default=None),
             "nan": sum(e.nan for e in found),
@@ -243,6 +243,11 @@ def _by_output(errors: CaseErrors) -> dict[str, dict[str, Any]]:
         }
         for output, found in collected.items()
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: an error that cannot be measured (another shape, a reference of zeros) is null."""
+    return value if np.isfinite(value) else None
 
 
 def _sentence(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -126,7 +128,10 @@ def test_other_shapes_and_missing_outputs_fail_in_every_precision(rng: np.random
     b = rng.standard_normal((2, 3))
     for actual in ({}, {"y": b[:1]}, {"y": b.T}):
         for precision in ("fp32", "int8"):
-            assert judge(precision, {"case": compare({"y": b}, actual)}, fixed_floor("a test"))["verdict"] == "failed"
+            record = judge(precision, {"case": compare({"y": b}, actual)}, fixed_floor("a test"))
+            assert record["verdict"] == "failed"
+            assert record["outputs"]["y"]["rms_relative"] is None
+            json.dumps(record, allow_nan=False)
 
 
 def test_zero_vectors() -> None:
