@@ -149,7 +149,10 @@ def judge(
         "limit": worst_at[2],
         "ratio": _finite(ratio) if judged and worst_at[2] is not None else None,
         "cases": cases,
-        "consistency": checks,
+        "consistency": [
+            {key: _finite(value) if isinstance(value, float) else value for key, value in check.items()}
+            for check in checks
+        ],
     }
 
 
