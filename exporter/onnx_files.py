@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,17 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import EnvironmentLackError, RequestError
+from exporter.onnx_names import name_nodes_by_module, rename_axes, strip_metadata
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+__all__ = [
+    "EXTERNAL_DATA_THRESHOLD_BYTES",
+    "external_data_name",
+    "has_embedded_weights",
+    "load_model",
+    "name_nodes_by_module",
+    "rename_axes",
+    "save_model",
+    "strip_metadata",
+    "weight_bytes",
+]
+
 EXTERNAL_DATA_THRESHOLD_BYTES = 1_800_000_000
 """Weights above this go to a file beside the model: protobuf refuses messages of 2 GiB, and the graph needs room."""
 
 _MIN_EXTERNAL_TENSOR_BYTES = 1024
-_PRODUCER = "planish"
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 def external_data_name(path: Path) -> str:
@@ -54,8 +63,9 @@ def load_model(path: Path | str) -> ir.Model:
         raise RequestError("the ONNX file is truncated or damaged", path, "Export or download it again") from error
     if not proto.opset_import or not proto.graph.output:
         raise RequestError("the file holds no ONNX graph (it is empty or truncated)", path, "Export it again")
-    for tensor in _tensors(proto):
-        _check_tensor(tensor, path)
+    for part in (proto.graph, *proto.functions):
+        for tensor in _tensors(part):
+            _check_tensor(tensor, path)
     try:
         model = ir.serde.deserialize_model(proto)
     except (ValueError, KeyError, TypeError, AttributeError, ir.serde.SerdeError) as error:
@@ -142,87 +152,6 @@ def has_embedded_weights(model: ir.Model) -> bool:
     )
 
 
-def strip_metadata(model: ir.Model) -> None:
-    """Remove, in place, what exporters leave in a model and what would differ between two machines.
-
-    Doc strings, metadata (stack traces, source paths, the exporter's own graph signature) and the producer go. Before
-    they go, the module path that the PyTorch exporter recorded names the nodes, so that a node is called
-    ``encoder.layer.0.attention.self.query/MatMul`` and reports stay readable.
-    """
-    import onnx_ir as ir
-
-    name_nodes_by_module(model)
-    model.producer_name, model.producer_version = _PRODUCER, None
-    model.domain, model.model_version, model.doc_string = None, None, None
-    model.metadata_props.clear()
-    model.graph.name = "main"
-    for function in model.functions.values():
-        function.metadata_props.clear()
-        function.doc_string = None
-    for graph in model.graphs():
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        values = [*graph.inputs, *graph.initializers.values()]
-        for node in graph:
-            node.metadata_props.clear()
-            node.doc_string = None
-            values.extend(node.outputs)
-            for attribute in node.attributes.values():
-                attribute.doc_string = None
-        for value in values:
-            value.metadata_props.clear()
-            value.doc_string = None
-            tensor = value.const_value
-            if tensor is not None and tensor.doc_string:
-                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-
-
-def name_nodes_by_module(model: ir.Model) -> None:
-    """Name nodes, in place, ``<module path>/<operator>`` where the exporter recorded the module path.
-
-    Other nodes keep their names; a name that is taken already gets a number behind it. All names end up unique.
-    """
-    taken: dict[str, int] = {}
-    for node in model.graph.all_nodes():
-        scope = _module_scope(node.metadata_props.get(_SCOPES_KEY))
-        wanted = node.name or node.op_type if scope is None else f"{scope}/{node.op_type}".lstrip("/")
-        node.name = _free_name(wanted, taken)
-
-
-def rename_axes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
-    """Give the dynamic axes of the inputs their names, in place, everywhere in the graph.
-
-    Args:
-        model: Exported with whatever symbols the exporter chose (``s18``) or none.
-        axes: Per input name, the axis index and the name that it gets, as ``{"input_ids": {0: "batch"}}``.
-    """
-    import onnx_ir as ir
-
-    renamed: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for index, name in axes.get(value.name or "", {}).items():
-            if value.shape is None or isinstance(value.shape[index], int):
-                continue
-            symbol = value.shape[index].value
-            if symbol is None:
-                value.shape[index] = ir.SymbolicDim(name)
-            else:
-                renamed[symbol] = name
-    if not renamed:
-        return
-    words = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in sorted(renamed, key=len, reverse=True)))
-    for graph in model.graphs():
-        nodes = (output for node in graph for output in node.outputs)
-        for value in {id(v): v for v in (*graph.inputs, *graph.outputs, *nodes)}.values():
-            shape = value.shape
-            if shape is None:
-                continue
-            dims = [d if isinstance(d, int) else d.value for d in shape]
-            new = [words.sub(lambda m: renamed[m.group()], d) if isinstance(d, str) else d for d in dims]
-            if new != dims:
-                value.shape = ir.Shape(new)
-
-
 def _at_its_real_place(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
     """`tensor`, read from the file that its path leads to: onnx_ir follows no links out of the model's folder."""
     import onnx_ir as ir
@@ -259,35 +188,16 @@ def _save_embedded(model: ir.Model, path: Path) -> None:
             value.const_value = tensor
 
 
-def _free_name(wanted: str, taken: dict[str, int]) -> str:
-    if wanted not in taken:
-        taken[wanted] = 0
-        return wanted
-    while True:
-        taken[wanted] += 1
-        candidate = f"{wanted}_{taken[wanted]}"
-        if candidate not in taken:
-            taken[candidate] = 0
-            return candidate
-
-
-def _module_scope(recorded: str | None) -> str | None:
-    """``"['', 'm', 'm.encoder', 'linear_3']"`` -> ``"m.encoder"``: the last entry is the operation, not a module."""
-    if not recorded:
-        return None
-    try:
-        scopes = ast.literal_eval(recorded)
-    except (ValueError, SyntaxError):
-        return None
-    if not isinstance(scopes, list) or len(scopes) < 2 or not isinstance(scopes[-2], str):
-        return None
-    return scopes[-2]
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    from onnx.external_data_helper import _get_all_tensors
-
-    return _get_all_tensors(proto)
+def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that may have its data in a file, those of subgraphs included."""
+    yield from getattr(graph, "initializer", ())
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
 
 
 def _check_tensor(tensor: Any, path: Path) -> None:

@@ -76,12 +76,14 @@ def add_node(
 ) -> ir.Value:
     """The output of a new one-output node in front of `before`, with the shape and type of `like`.
 
-    It belongs to the module of `before`, so that names by module stay right.
+    It belongs to the module of `before` and is named after it, so that names by module stay right.
     """
     import onnx_ir as ir
 
     node = ir.node(op_type, inputs, attributes=attributes)
     node.metadata_props.update(before.metadata_props)
+    if before.name and "/" in before.name:
+        node.name = f"{before.name.rpartition('/')[0]}/{op_type}"
     if before.graph is None:
         raise ValueError("the node is in no graph")
     before.graph.insert_before(before, node)

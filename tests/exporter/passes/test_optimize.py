@@ -90,7 +90,10 @@ def test_two_folders_give_the_same_bytes(bert_file: Path, tmp_path: Path) -> Non
 def test_nodes_are_named_after_their_modules(bert_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
     optimize(bert_file, out, contract=ATTENDS, samples=text_samples())
-    names = [node.name for node in load_model(out).graph]
+    graph = load_model(out).graph
+    assert "bert.encoder.layer.0.attention.self.query.weight_transposed" in graph.initializers
+    names = [node.name for node in graph]
+    assert not [name for name in names if name is None or "_empty_nn" in name]
     assert "bert.encoder.layer.0.attention.self.query/MatMul" in names
     assert len(set(names)) == len(names)
 
