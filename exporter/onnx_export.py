@@ -144,3 +144,17 @@ def _check_interface(model: onnx_ir.Model, signature: Signature) -> None:
     standard = {"", "ai.onnx"}
     if foreign := sorted({node.domain for node in model.graph if node.domain not in standard}):
         raise InternalError("the exported graph uses operators outside the ONNX standard", ", ".join(foreign))
+
+
+def import_onnx(original: Original, folder: Path) -> Artifact:
+    """Take an ONNX source as the export: nothing is traced, only metadata that tells of the exporter's machine goes."""
+    from exporter.onnx_files import load_model
+
+    if original.source.path is None:
+        raise InternalError("an ONNX source without a file", original.source.spec)
+    model = load_model(original.source.path)
+    strip_metadata(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MODEL_FILE
+    save_model(model, path)
+    return Artifact(path, "onnx", original.signature, original.contract)

@@ -1,8 +1,7 @@
-"""Opening a variant from plain data, as worker processes and jobs do."""
+"""Opening a variant from plain data, as jobs and timing workers do."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact, Variant
@@ -13,35 +12,24 @@ if TYPE_CHECKING:
 OPENER = "pipelines.opening:open_variant"
 
 
-def opening(variant: Variant, artifact: Artifact, *, threads: int, trusted_digests: frozenset[str]) -> dict[str, Any]:
+def opening(variant: Variant, artifact: Artifact, trusted_digests: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The JSON arguments with which `open_variant` opens a variant in another process."""
     return {
-        "target": variant.target,
-        "precision": variant.precision,
-        "form": variant.form,
+        "variant": {"target": variant.target, "precision": variant.precision, "form": variant.form},
         "artifact": artifact.to_dict(),
-        "threads": threads,
         "trusted_digests": sorted(trusted_digests),
     }
 
 
-def open_variant(arguments: dict[str, Any]) -> Session:
-    """Open what `opening` describes.
+def open_variant(arguments: dict[str, Any], *, threads: int) -> Session:
+    """Open what `opening` describes, with so many compute threads.
 
     Raises:
         RequestError: The artifact cannot be opened, or is an engine that is not trusted or does not fit.
     """
     from exporter.targets import get_target
 
-    variant = Variant(arguments["target"], arguments["precision"], arguments["form"])
-    return get_target(variant.target).open(
-        Artifact.from_dict(arguments["artifact"]),
-        variant,
-        threads=int(arguments["threads"]),
-        trusted_digests=frozenset(arguments["trusted_digests"]),
-    )
-
-
-def artifact_file(arguments: dict[str, Any]) -> Path:
-    """The file that `open_variant` will open."""
-    return Path(arguments["artifact"]["path"])
+    variant = Variant(**arguments["variant"])
+    artifact = Artifact.from_dict(arguments["artifact"])
+    trusted = frozenset(arguments.get("trusted_digests", ()))
+    return get_target(variant.target).open(artifact, variant, threads=threads, trusted_digests=trusted)

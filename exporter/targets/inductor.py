@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,8 @@ def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
     built = json.loads(sheet.read_text(encoding="utf-8"))
     if built.get("sha256") != digest:
         raise RequestError("an engine is not the file that its fingerprint names", path, "Build it again: planish run")
-    here = fingerprint()
-    differing = [key for key in sorted(built["fingerprint"]) if built["fingerprint"][key] != here.get(key)]
-    if differing:
-        told = "; ".join(f"{key}: built for {_short(built['fingerprint'][key], here.get(key))}" for key in differing)
-        raise RequestError("an engine was built for another machine", told, "Build it here: planish run")
+    if told := misfits(built["fingerprint"], fingerprint()):
+        raise RequestError("an engine was built for another machine", "; ".join(told), "Build it here: planish run")
     if digest not in trusted_digests:
         raise RequestError(
             "an engine is native code, and this one was not built by your own cache",
@@ -111,12 +109,20 @@ def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
         )
 
 
-def _short(built: Any, here: Any) -> str:
-    if isinstance(built, list) and isinstance(here, list):
-        lacking = sorted(set(built) - set(here))
-        surplus = sorted(set(here) - set(built))
-        return f"{', '.join(lacking) or 'nothing'} that is not here, without {', '.join(surplus) or 'nothing'} that is"
-    return f"{built}, here it is {here}"
+def misfits(built: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What keeps an engine from running here, one phrase each; empty when it fits.
+
+    The processor must have every feature that the compiler could use (more is fine), and torch must be the version that
+    the generated code was written against. The compiler itself is recorded and does not matter any more.
+    """
+    told = [
+        f"{key}: built for {built[key]}, here it is {here.get(key)}"
+        for key in ("architecture", "torch")
+        if built[key] != here.get(key)
+    ]
+    if lacking := sorted(set(built["cpu_features"]) - set(here.get("cpu_features", []))):
+        told.append(f"processor features that this machine lacks: {', '.join(lacking)}")
+    return told
 
 
 @register_target
@@ -155,6 +161,7 @@ class InductorCpu(Target):
             raise EnvironmentLackError(
                 "AOTInductor could not compile the model", first_line(error), "The log has the compiler's own words"
             ) from error
+        shutil.rmtree(folder / "inductor-cache", ignore_errors=True)
         sheet = {"fingerprint": fingerprint(), "sha256": file_digest(package)}
         (folder / FINGERPRINT).write_text(json.dumps(sheet, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return [package, folder / FINGERPRINT]

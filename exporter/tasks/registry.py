@@ -20,7 +20,7 @@ class Task:
         auto_class: The class in `transformers` that opens such a model; ``None`` where `transformers` does not.
         architecture_suffixes: Endings of the class names in a config's ``architectures`` that mean this task.
         modality: What goes in.
-        metric: Name of the metric on labelled data (metrics live in ``pipelines/verify``); ``None``: no metric.
+        metric: Name of the metric on labelled data (metrics live in ``pipelines/verification``); ``None``: no metric.
         outputs: Names of the graph's outputs, in order; those that a model does not have are left out. Empty: declared
             by the model.
         logits: The outputs that are logits, for which top-1 agreement means something.

@@ -136,6 +136,6 @@ def test_logits_are_outputs_and_label_roles_are_no_inputs() -> None:
 
 
 def test_every_metric_that_a_task_names_exists() -> None:
-    from pipelines.verify.metrics import metrics
+    from pipelines.verification.metrics import metrics
 
     assert {task.metric for task in tasks().values() if task.metric} <= set(metrics())

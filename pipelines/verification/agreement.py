@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import RequestError
-from pipelines.verify.gates import worst_verdict
+from pipelines.verification.gates import worst_verdict
 
 Array = np.ndarray
 _MOST_EMBEDDINGS = 2000  # 2 million pairs

@@ -18,8 +18,8 @@ import numpy as np
 
 from exporter.errors import RequestError
 from pipelines.processes import terminable
-from pipelines.verify.latency_result import LatencyResult, PointTiming, Samples, WorkerTiming, time_point
-from pipelines.verify.worker_process import WorkerProcess, WorkerSpec, WorkerState, await_ready
+from pipelines.verification.latency_result import LatencyResult, PointTiming, Samples, WorkerTiming, time_point
+from pipelines.verification.worker_process import WorkerProcess, WorkerSpec, WorkerState, await_ready
 
 MEMORY_SHARE = 0.7
 BUSY_SHARE = 0.1

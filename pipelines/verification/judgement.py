@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import RequestError
-from pipelines.verify.envelope import Case
-from pipelines.verify.gates import worst_verdict
-from pipelines.verify.parity import OutputError, relative_rms
+from pipelines.verification.envelope import Case
+from pipelines.verification.gates import worst_verdict
+from pipelines.verification.parity import OutputError, relative_rms
 
 Array = np.ndarray
 CaseErrors = Mapping[str, Mapping[str, OutputError]]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from exporter.errors import RequestError
-from pipelines.verify.metrics import best_f1, get_metric, metrics, normalize_answer, register_metric
+from pipelines.verification.metrics import best_f1, get_metric, metrics, normalize_answer, register_metric
 
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=40)
 
@@ -107,7 +107,7 @@ def test_unknown_metrics_and_rows_that_do_not_match() -> None:
 
 
 def test_a_metric_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.verify.metrics._METRICS", {})
+    monkeypatch.setattr("pipelines.verification.metrics._METRICS", {})
 
     @register_metric("always", "always half")
     def always(predictions: list, truths: list):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.artifact import InputContract
-from pipelines.verify.envelope import Case, counting_positions
-from pipelines.verify.judgement import Floor, fixed_floor
-from pipelines.verify.original_runs import PrecisionRun, fp64_outputs, fp64_run, half_outputs, half_run
-from pipelines.verify.parity import compare
+from pipelines.verification.envelope import Case, counting_positions
+from pipelines.verification.judgement import Floor, fixed_floor
+from pipelines.verification.original_runs import PrecisionRun, fp64_outputs, fp64_run, half_outputs, half_run
+from pipelines.verification.parity import compare
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,10 +15,10 @@ from exporter.original import original_arguments
 from exporter.sources import resolve_source
 from exporter.tasks import get_task
 from pipelines.opening import OPENER, opening
-from pipelines.verify.energy import EnergyMeter
-from pipelines.verify.latency import Plan, measure
-from pipelines.verify.worker import LONG_RUN_SECONDS, load_inputs, time_block
-from pipelines.verify.worker_process import WorkerSpec
+from pipelines.verification.energy import EnergyMeter
+from pipelines.verification.latency import Plan, measure
+from pipelines.verification.worker import LONG_RUN_SECONDS, load_inputs, time_block
+from pipelines.verification.worker_process import WorkerSpec
 
 NO_METER = EnergyMeter((), "not wanted")
 
@@ -62,7 +62,7 @@ def small_model() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
 
 
 def test_pytorchs_baseline_is_timed_in_a_worker(tmp_path: Path) -> None:
-    source = resolve_source("tests.pipelines.verify.test_worker:small_model")
+    source = resolve_source("tests.pipelines.verification.test_worker:small_model")
     original = {"original": original_arguments(source, get_task("custom"))}
     np.savez(tmp_path / "x.npz", input=np.ones((2, 8), np.float32))
     workers = [WorkerSpec("eager", "exporter.targets.pytorch:open_eager", original, threads=1)]
@@ -116,7 +116,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, durations_s: list[float]) -> None:
         self.now_ns = 0
         self.durations = iter(durations_s)
-        monkeypatch.setattr("pipelines.verify.worker.time.perf_counter_ns", lambda: self.now_ns)
+        monkeypatch.setattr("pipelines.verification.worker.time.perf_counter_ns", lambda: self.now_ns)
 
     def run(self) -> None:
         self.now_ns += round(next(self.durations) * 1e9)

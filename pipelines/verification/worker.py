@@ -20,7 +20,7 @@ from exporter.errors import InternalError, RequestError
 from exporter.hardware import affinity
 from exporter.targets.base import Session
 from pipelines.processes import inside
-from pipelines.verify.energy import EnergyMeter, open_meter
+from pipelines.verification.energy import EnergyMeter, open_meter
 
 WARM_RUNS = 3
 WARM_SECONDS = 0.2

@@ -71,7 +71,7 @@ class WorkerProcess:
             "points": {label: str(path) for label, path in points.items()},
         }
         env = {**_ENVIRONMENT, **spec.env}
-        self._child = Child("pipelines.verify.worker:serve", arguments, log=log, threads=spec.threads, env=env)
+        self._child = Child("pipelines.verification.worker:serve", arguments, log=log, threads=spec.threads, env=env)
 
     def __enter__(self) -> WorkerProcess:
         return self
@@ -80,7 +80,7 @@ class WorkerProcess:
         self._child.kill()
 
     def block(self, label: str, mode: str, min_seconds: float, timeout_s: float) -> dict[str, Any] | None:
-        """Have it time one block; ``None`` when it has failed. See `pipelines.verify.worker.time_block`."""
+        """Have it time one block; ``None`` when it has failed. See `pipelines.verification.worker.time_block`."""
         command = {"do": "block", "point": label, "mode": mode, "min_seconds": min_seconds}
         return self._ask(command, "block", timeout_s)
 

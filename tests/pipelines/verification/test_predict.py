@@ -11,11 +11,11 @@ from calibration.defaults import default_dataset
 from exporter.artifact import Axis, Signature, TensorSpec
 from exporter.errors import RequestError
 from exporter.preprocess import TextEncoder
-from pipelines.verify.agreement import agreement
-from pipelines.verify.encode import EncodedBatch, encode_rows
-from pipelines.verify.metrics import get_metric
-from pipelines.verify.predict import Span, class_id, metric_arguments, predict, run_predictions
-from pipelines.verify.quality import paired_bootstrap
+from pipelines.verification.agreement import agreement
+from pipelines.verification.encode import EncodedBatch, encode_rows
+from pipelines.verification.metrics import get_metric
+from pipelines.verification.predict import Span, class_id, metric_arguments, predict, run_predictions
+from pipelines.verification.quality import paired_bootstrap
 
 NAMES = ("input_ids", "attention_mask")
 SIGNATURE = Signature(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import RequestError
-from pipelines.verify.envelope import Case
+from pipelines.verification.envelope import Case
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.verify.statistics import Ratio, paired_ratio, ratio_through
+from pipelines.verification.statistics import Ratio, paired_ratio, ratio_through
 
 RoundKey = tuple[int, int]
 """Group and round: two durations are a pair when they have the same one."""

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from exporter.errors import RequestError
-from pipelines.verify.envelope import Case
-from pipelines.verify.judgement import FIXED_FLOOR, Floor, compare_alone, fixed_floor, judge
-from pipelines.verify.parity import compare, relative_rms
+from pipelines.verification.envelope import Case
+from pipelines.verification.judgement import FIXED_FLOOR, Floor, compare_alone, fixed_floor, judge
+from pipelines.verification.parity import compare, relative_rms
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_chunks_do_not_change_the_result(rng: np.random.Generator, monkeypatch: 
     a = b + np.float32(1e-4) * rng.standard_normal(b.shape).astype(np.float32)
     valid = rng.random((5, 7)) < 0.7
     whole = compare({"y": b}, {"y": a}, logits={"y"}, valid=valid)["y"]
-    monkeypatch.setattr("pipelines.verify.parity._CHUNK_ELEMENTS", 20)
+    monkeypatch.setattr("pipelines.verification.parity._CHUNK_ELEMENTS", 20)
     parts = compare({"y": b}, {"y": a}, logits={"y"}, valid=valid)["y"]
     assert parts.rms_relative == pytest.approx(whole.rms_relative, rel=1e-12)
     assert (parts.max_abs, parts.top1_agreement, parts.cosine_min) == (

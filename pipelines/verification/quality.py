@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import RequestError
-from pipelines.verify.metrics import Metric
+from pipelines.verification.metrics import Metric
 
 Array = np.ndarray
 _CHUNK_ELEMENTS = 1 << 21  # resamples x rows that are held at once

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
 from exporter.errors import RequestError
 from exporter.targets.base import check_inputs
-from pipelines.verify.envelope import Case, build_cases, counting_positions
+from pipelines.verification.envelope import Case, build_cases, counting_positions
 
 POINTS = [(1, 16), (1, 32), (1, 128), (8, 128)]
 PAD = {"ids": 9, "types": 3}

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from exporter.errors import RequestError
-from pipelines.verify.metrics import get_metric
-from pipelines.verify.quality import Difference, judge_quality, more_samples, paired_bootstrap
+from pipelines.verification.metrics import get_metric
+from pipelines.verification.quality import Difference, judge_quality, more_samples, paired_bootstrap
 
 ACCURACY, SPEARMAN = get_metric("accuracy"), get_metric("spearman")
 

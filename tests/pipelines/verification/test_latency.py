@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from exporter.errors import RequestError
-from pipelines.verify.latency import Plan, measure, plan_groups
-from pipelines.verify.worker_process import WorkerSpec
+from pipelines.verification.latency import Plan, measure, plan_groups
+from pipelines.verification.worker_process import WorkerSpec
 
-SESSIONS = "tests.pipelines.verify.sleeping_sessions"
+SESSIONS = "tests.pipelines.verification.sleeping_sessions"
 QUICK = Plan(rounds=4, min_rounds=4, min_block_ms=10, host_rounds=1, concurrent_bytes=1 << 40)
 
 
@@ -217,7 +217,7 @@ def test_nothing_to_measure_and_double_names_are_refused(points: dict[str, Path]
 
 def test_an_interrupt_ends_all_workers(points: dict[str, Path], log: Path) -> None:
     code = (
-        "from pathlib import Path; from pipelines.verify.latency import *; from tests.pipelines.verify.test_latency "
+        "from pathlib import Path; from pipelines.verification.latency import *; from tests.pipelines.verification.test_latency "
         "import spec\n"
         f"measure([spec('eager', 1), spec('b', 1)], {{'p': Path({str(points['1x16'])!r})}}, log=Path({str(log)!r}), "
         "plan=Plan(rounds=10**6, budget_s=600), on_line=lambda t: print(t, flush=True))"

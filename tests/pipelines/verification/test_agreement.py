@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from exporter.errors import RequestError
-from pipelines.verify.agreement import agreement, judge_agreement
-from pipelines.verify.predict import Span
+from pipelines.verification.agreement import agreement, judge_agreement
+from pipelines.verification.predict import Span
 
 
 def embeddings(rows: int = 60, noise: float = 0.0, seed: int = 0) -> list[np.ndarray]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from exporter.artifact import InputContract
 from exporter.errors import RequestError
-from pipelines.verify.envelope import Case
-from pipelines.verify.noise_floor import fp32_floor, fp64_outputs, half_floor, half_outputs
+from pipelines.verification.envelope import Case
+from pipelines.verification.noise_floor import fp32_floor, fp64_outputs, half_floor, half_outputs
 
 NO_CONTRACT = InputContract()
 
@@ -328,8 +328,8 @@ def test_piecewise_needs_little_memory_beside_the_weights() -> None:
     script = """
 import resource, numpy as np, torch
 from torch import nn
-from pipelines.verify.envelope import Case
-from pipelines.verify.noise_floor import fp64_outputs
+from pipelines.verification.envelope import Case
+from pipelines.verification.noise_floor import fp64_outputs
 module = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(48))).eval()   # 192 MiB of weights, 4 MiB a layer
 class Flat(nn.Module):
     def __init__(self):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.verify.energy import POWERCAP, open_meter
+from pipelines.verification.energy import POWERCAP, open_meter
 
 
 def stand_in(root: Path, packages: dict[str, int], *, range_uj: int = 1_000_000) -> None:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from exporter.errors import InternalError
-from pipelines.verify.gates import VERDICTS, latency_gate, skipped, variant_status, worst_verdict
+from pipelines.verification.gates import VERDICTS, latency_gate, skipped, variant_status, worst_verdict
 
 
 def gate(verdict: str) -> dict[str, str]:

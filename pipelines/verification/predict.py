@@ -19,7 +19,7 @@ import numpy as np
 
 from calibration.roles import Row
 from exporter.errors import RequestError
-from pipelines.verify.encode import EncodedBatch
+from pipelines.verification.encode import EncodedBatch
 
 Array = np.ndarray
 _LONGEST_ANSWER_TOKENS = 30

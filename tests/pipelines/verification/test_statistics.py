@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.verify.statistics import paired_ratio, ratio_through
+from pipelines.verification.statistics import paired_ratio, ratio_through
 
 DURATIONS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30)
 

@@ -1,0 +1,86 @@
+"""What a run will do: the variants that the recipe asks for, what each is made from, and which cannot run here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifact import Variant
+
+if TYPE_CHECKING:
+    from exporter.sources import Source
+    from exporter.tasks import Task
+    from pipelines.recipe import Recipe
+
+PROGRAM = "pt2-fp32"
+PORTABLE_FILES = {
+    "onnx-fp32": "onnx/model.onnx",
+    "onnx-fp16": "onnx/model_fp16.onnx",
+    "onnx-bf16": "onnx/model_bf16.onnx",
+}
+"""Where a portable artifact lies in the bundle: the names that transformers.js and sentence-transformers know."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant that the recipe asks for.
+
+    Attributes:
+        variant: Which.
+        ingredient: The export that it is made from (`Target.ingredient`).
+        portable: What it opens runs wherever its runtime does.
+        skip: Why it cannot run here; empty when it can.
+        remedy: The command or step that would enable it.
+    """
+
+    variant: Variant
+    ingredient: str
+    portable: bool
+    skip: str = ""
+    remedy: str = ""
+
+
+def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:
+    """The recipe's variants, in the order of its targets.
+
+    Args:
+        recipe: Names targets and precisions.
+        traceable: The source has a PyTorch module, from which a `torch.export` program can be made.
+    """
+    from exporter.targets import get_target
+
+    found: list[Candidate] = []
+    for name in recipe.targets:
+        target = get_target(name)
+        for variant in target.variants(recipe.precisions):
+            state = target.availability(variant)
+            skip, remedy = ("", "") if state.available else (state.reason, state.remedy)
+            if target.consumes == "pt2" and not traceable:
+                skip, remedy = "the source is an ONNX file, and this target compiles PyTorch", "Give the PyTorch model"
+            found.append(Candidate(variant, target.ingredient(variant), target.portable, skip, remedy))
+    return found
+
+
+def ingredients(found: Sequence[Candidate]) -> set[str]:
+    """The exports to make: what runs here, and the portable ONNX files that targets elsewhere take."""
+    return {c.ingredient for c in found if not c.skip or c.ingredient in PORTABLE_FILES}
+
+
+def original_arguments(recipe: Recipe, source: Source, task: Task) -> dict[str, Any]:
+    """What a stage needs to open the original: plain data, for `pipelines.stages.opening.open_from`."""
+    return {
+        "source": source.to_dict(),
+        "task": task.name,
+        "max_length": recipe.export.max_length,
+        "max_batch": recipe.export.max_batch,
+        "attends": recipe.contract.attends,
+        "custom": None if recipe.custom is None else recipe.custom.model_dump(mode="json"),
+    }
+
+
+def original_key(arguments: dict[str, Any]) -> dict[str, Any]:
+    """`original_arguments` without paths: what the result depends on, wherever the source lies."""
+    source = arguments["source"]
+    kept = {key: source[key] for key in ("kind", "digest", "trust_remote_code")}
+    return {**arguments, "source": kept}
