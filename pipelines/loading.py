@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,9 @@ class Model:
         self.task = get_task(bundle.manifest.task)
         self._router = router
         # A tokenizer is changed by every call (its truncation), so that only one may use it at a time.
-        self._encoding = threading.Lock()
+        self._encoding: AbstractContextManager[Any] = (
+            threading.Lock() if self.task.modality == "text" else nullcontext()
+        )
 
     @property
     def notes(self) -> list[str]:
@@ -143,7 +146,8 @@ class Model:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self._encoder, read_labels(self.bundle.path), problem_type(self.bundle.path))
+        problem = problem_type(self.bundle.path)
+        return Reader(self._encoder, read_labels(self.bundle.path), problem)
 
     def _refuse_unknown(self, given: Mapping[str, Any], accepted: tuple[str, ...]) -> None:
         if unknown := [name for name in given if name not in accepted]:
@@ -181,13 +185,14 @@ class Model:
 
     def _run_rows(self, inputs: dict[str, Array], count: int) -> dict[str, Array]:
         """Run encoded rows as the graph takes them: its dtypes, and no fewer rows than it accepts."""
-        low, _ = self._bounds(0)
-        repeat = np.minimum(np.arange(max(count, low)), count - 1)
         dtypes = {spec.name: spec.dtype for spec in self.bundle.signature.inputs}
         ready = {name: array.astype(dtypes.get(name, array.dtype), copy=False) for name, array in inputs.items()}
-        if low > count:
-            ready = {name: array[repeat] for name, array in ready.items()}
-        return {name: value[:count] for name, value in self._router.run(ready).items()}
+        low, _ = self._bounds(0)
+        if count >= low:
+            return self._router.run(ready)
+        repeat = np.minimum(np.arange(low), count - 1)  # the last row again, until there are enough
+        outputs = self._router.run({name: array[repeat] for name, array in ready.items()})
+        return {name: value[:count] for name, value in outputs.items()}
 
     def _rows_at_once(self, batch_size: int) -> int:
         if self.task.modality == "image" and self._encoder.settings.output_size is None:

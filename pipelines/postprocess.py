@@ -73,10 +73,19 @@ def form_of(task: str) -> Form:
 
 
 def problem_type(folder: Path) -> str:
-    """The ``problem_type`` of a folder's ``config.json``; empty where there is none."""
+    """The ``problem_type`` of a folder's ``config.json``; empty where there is none.
+
+    Raises:
+        RequestError: The file is not JSON.
+    """
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return str(config.get("problem_type") or "")
+    if not path.is_file():
+        return ""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"config.json is not valid JSON ({error})", path, "Copy or make the bundle again") from error
+    return str(config.get("problem_type") or "") if isinstance(config, dict) else ""
 
 
 # From a caller's inputs to rows --------------------------------------------------------------------------------------

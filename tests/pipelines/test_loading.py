@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from exporter.artifact import Axis, Signature, TensorSpec
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.hardware import fingerprint
 from exporter.onnx_export import export_onnx
@@ -77,6 +78,7 @@ def make(exports: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Monkey
         selected: dict[str, str | None] | None = None,
         extra: dict[str, bytes] | None = None,
         drop: tuple[str, ...] = (),
+        signature: Signature | None = None,
     ) -> tuple[Bundle, Original]:
         original, export = exports(kind)
         files: dict[str, Path | bytes] = {**files_under(export, "onnx/"), **(extra or {})}
@@ -91,7 +93,9 @@ def make(exports: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Monkey
                 "created": "2026-01-02T03:04:05+00:00",
                 "source": {"kind": "factory", "digest": "1" * 64},
                 "recipe": Recipe(source="a:b", threads=1).resolved(),
-                "input_contract": InputContractEntry.of(original.signature, original.contract).model_dump(mode="json"),
+                "input_contract": InputContractEntry.of(signature or original.signature, original.contract).model_dump(
+                    mode="json"
+                ),
                 "variants": list(variants),
                 "selected": selected or {"overall": variants[0]["id"]},
             },
@@ -263,6 +267,29 @@ def test_arrays_for_a_text_model(make: Make) -> None:
     np.testing.assert_allclose(found["last_hidden_state"], wanted["last_hidden_state"], atol=5e-6)
 
 
+def test_a_graph_that_takes_no_small_batches(make: Make, exports: Callable[..., Any]) -> None:
+    real = exports("bert")[0].signature
+    signature = Signature(real.inputs, real.outputs, (Axis("batch", 4, 6), Axis("sequence", 12, 40)))
+    bundle, original = make("bert", signature=signature)
+    found = load(bundle)(TEXTS[:3])
+    wanted = np.concatenate([run_alone(original, text)["sentence_embedding"] for text in TEXTS[:3]])
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert load(bundle)(TEXTS * 3).shape == (15, 32)
+
+
+def test_a_graph_of_fixed_shape(make: Make, exports: Callable[..., Any]) -> None:
+    real = exports("bert")[0].signature
+    fixed = {"batch": 2, "sequence": 20}
+
+    def fix(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(s.name, s.dtype, tuple(fixed.get(str(d), d) for d in s.shape)) for s in specs)
+
+    bundle, original = make("bert", signature=Signature(fix(real.inputs), fix(real.outputs)))
+    found = load(bundle)(TEXTS)
+    wanted = np.concatenate([run_alone(original, text)["sentence_embedding"] for text in TEXTS])
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
 # Refusals
 
 
@@ -296,6 +323,13 @@ def test_a_bundle_without_its_tokenizer_runs_arrays_only(make: Make) -> None:
         model(TEXTS)
     encoder: Any = original.encoder
     assert model.run(encoder.encode(["music"]))["sentence_embedding"].shape == (1, 32)
+
+
+def test_a_broken_configuration_is_named(make: Make) -> None:
+    bundle, _ = make("bert-classifier")
+    (bundle.path / "config.json").write_text("{")
+    with pytest.raises(RequestError, match=r"config\.json is not valid JSON"):
+        load(bundle)("music")
 
 
 def test_a_bundle_of_which_nothing_passed(make: Make) -> None:
@@ -395,6 +429,13 @@ def test_trust_is_for_what_the_manifest_names(make: Make) -> None:
             load(bundle, **arguments)("music")  # type: ignore[arg-type]
     remember_engine(digest)
     with pytest.warns(FallbackWarning, match=opened):
+        load(bundle)("music")
+
+
+def test_a_runtime_that_is_not_installed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, _ = make("bert", [OPENVINO, PORTABLE])
+    monkeypatch.setitem(sys.modules, "openvino", None)  # what an import finds where the package is missing
+    with pytest.warns(FallbackWarning, match=f"{OPENVINO['id']} is not used: a package .* is not installed: openvino"):
         load(bundle)("music")
 
 
