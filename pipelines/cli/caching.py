@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from exporter.errors import RequestError
 from pipelines.cache import Cache, CleanResult, Entry
 from pipelines.cli.screens import Screen, emit
 from pipelines.report.formats import duration, size
@@ -12,8 +13,12 @@ _DAY_S = 86_400
 
 
 def list_cache(as_json: bool) -> int:
-    """Print the cache's entries, the last used first; returns the exit status."""
-    cache = Cache()
+    """Print the cache's entries, the last used first; returns the exit status.
+
+    Raises:
+        RequestError: The cache's folder is a file.
+    """
+    cache = _cache()
     entries = cache.ls()
     total = sum(entry.size_bytes for entry in entries)
     if as_json:
@@ -39,8 +44,12 @@ def clean_cache(older_than_days: float | None, as_json: bool) -> int:
 
     Returns:
         The exit status.
+
+    Raises:
+        RequestError: The cache's folder is a file.
+        EnvironmentLackError: The folder cannot be written.
     """
-    cache = Cache()
+    cache = _cache()
     if older_than_days is None:
         done = cache.clean(everything=True)
     else:
@@ -50,6 +59,13 @@ def clean_cache(older_than_days: float | None, as_json: bool) -> int:
     else:
         _show_cleaned(done, cache)
     return 0
+
+
+def _cache() -> Cache:
+    cache = Cache()
+    if cache.root.exists() and not cache.root.is_dir():
+        raise RequestError("the cache's folder is a file", cache.root, "Set PLANISH_CACHE to a folder")
+    return cache
 
 
 def age(seconds: float) -> str:

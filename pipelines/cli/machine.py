@@ -1,7 +1,7 @@
 """``planish doctor``: what this machine has, which targets can run on it, and what the others need.
 
-Packages are asked of their metadata and never imported, so a broken one cannot take the doctor down and no CUDA is
-loaded.
+Packages are asked of their metadata, so that looking is quick, harms nothing and loads no CUDA. Only a target that is
+installed may ask its own runtime what the processor can do.
 """
 
 from __future__ import annotations
@@ -137,11 +137,11 @@ def _fits(version: str | None, wanted: str) -> bool | None:
     """Whether a version is in the range asked for; null where that cannot be told."""
     try:
         from packaging.specifiers import InvalidSpecifier, SpecifierSet
-        from packaging.version import InvalidVersion
+        from packaging.version import InvalidVersion, Version
     except ImportError:
         return None
     try:
-        return None if version is None else SpecifierSet(wanted).contains(version, prereleases=True)
+        return None if version is None else SpecifierSet(wanted).contains(Version(version), prereleases=True)
     except (InvalidSpecifier, InvalidVersion):
         return None
 
