@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifact import Variant
 
 if TYPE_CHECKING:
-    from exporter.sources import Source
-    from exporter.tasks import Task
     from pipelines.recipe import Recipe
 
 PROGRAM = "pt2-fp32"
@@ -67,20 +65,8 @@ def ingredients(found: Sequence[Candidate]) -> set[str]:
     return {c.ingredient for c in found if not c.skip or c.ingredient in PORTABLE_FILES}
 
 
-def original_arguments(recipe: Recipe, source: Source, task: Task) -> dict[str, Any]:
-    """What a stage needs to open the original: plain data, for `pipelines.stages.opening.open_from`."""
-    return {
-        "source": source.to_dict(),
-        "task": task.name,
-        "max_length": recipe.export.max_length,
-        "max_batch": recipe.export.max_batch,
-        "attends": recipe.contract.attends,
-        "custom": None if recipe.custom is None else recipe.custom.model_dump(mode="json"),
-    }
-
-
 def original_key(arguments: dict[str, Any]) -> dict[str, Any]:
-    """`original_arguments` without paths: what the result depends on, wherever the source lies."""
+    """The arguments that open the original, without paths: what the result depends on, wherever the source lies."""
     source = arguments["source"]
     kept = {key: source[key] for key in ("kind", "digest", "trust_remote_code")}
     return {**arguments, "source": kept}

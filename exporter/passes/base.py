@@ -6,6 +6,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -207,11 +208,27 @@ def run_pass(step: Pass, model: ir.Model, context: PassContext) -> PassRecord:
 
 def _applied(step: Pass, model: ir.Model, context: PassContext) -> PassRecord:
     try:
-        return step.apply(model, context)
+        record = step.apply(model, context)
+        _name_apart(model)
+        return record
     except PlanishError:
         raise
     except Exception as error:  # whatever a library's pass raises, the user learns which pass it was
         raise InternalError(f"the graph pass {step.name!r} failed", repr(error), _REMEDY) from error
+
+
+def _name_apart(model: ir.Model) -> None:
+    """Give nodes of one name names of their own: rewriters reuse names, and ONNX Runtime refuses that."""
+    taken = {node.name for node in model.graph.all_nodes() if node.name}
+    seen: set[str] = set()
+    for node in model.graph.all_nodes():
+        if not node.name:
+            continue
+        if node.name in seen:
+            number = next(n for n in count(1) if f"{node.name}_{n}" not in taken)
+            node.name = f"{node.name}_{number}"
+            taken.add(node.name)
+        seen.add(node.name)
 
 
 def _measure(step: Pass, model: ir.Model, context: PassContext) -> tuple[float, float]:

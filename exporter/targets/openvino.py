@@ -1,6 +1,6 @@
 """OpenVINO on the CPU: portable ONNX, computed in FP32 or, where the processor has it, in BF16.
 
-OpenVINO computes FP32 graphs in BF16 by default where the processor has BF16 instructions. That is a variant of its own,
+OpenVINO computes FP32 graphs in BF16 by default where the processor has BF16 instructions. That is a variant here,
 and `openvino-cpu-fp32` pins the precision. Which precision ran is read from the compiled model's execution graph.
 """
 

@@ -1,43 +1,53 @@
-"""Stage: export the original to ONNX, and to a `torch.export` program where a target compiles one."""
+"""Stages: export the original to ONNX, and to the `torch.export` program that compilers take."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.processes import report_progress
-from pipelines.stages.opening import open_from
+
+if TYPE_CHECKING:
+    from exporter.artifact import Artifact
 
 
-def export(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Export.
+def to_onnx(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Export to ONNX; an ONNX source is taken as it is.
 
     Args:
-        arguments: ``original`` (what to open), ``opset``, ``program`` (whether the torch.export program is wanted too),
-            ``folder``.
+        arguments: ``original`` (what to open), ``opset``, ``folder``.
 
     Returns:
-        ``onnx`` and, where wanted, ``program``: artifacts whose paths are relative to the folder.
+        ``artifact``, its path relative to the folder.
     """
     from exporter.onnx_export import export_onnx, import_onnx
-    from exporter.torch_export import export_program
+    from exporter.original import open_described
 
     folder = Path(arguments["folder"])
     report_progress("opening the original")
-    original = open_from(arguments)
-    result: dict[str, Any] = {}
+    original = open_described(arguments["original"])
     if original.module is None:
-        result["onnx"] = import_onnx(original, folder / "onnx")
-    else:
-        report_progress("tracing to ONNX")
-        result["onnx"] = export_onnx(original, folder / "onnx", opset=int(arguments["opset"]))
-        if arguments["program"]:
-            report_progress("tracing to torch.export")
-            result["program"] = export_program(original, folder / "program")
-    return {kind: relative(artifact, folder) for kind, artifact in result.items()}
+        return _relative(import_onnx(original, folder), folder)
+    report_progress("tracing to ONNX")
+    return _relative(export_onnx(original, folder, opset=int(arguments["opset"])), folder)
 
 
-def relative(artifact: Any, folder: Path) -> dict[str, Any]:
-    """An artifact as plain data, its path relative to the stage's folder, which moves when the stage is done."""
-    data: dict[str, Any] = artifact.to_dict()
-    return {**data, "path": str(artifact.path.relative_to(folder))}
+def to_program(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Export to a `torch.export` program.
+
+    Args:
+        arguments: ``original``, ``folder``.
+
+    Returns:
+        ``artifact``, its path relative to the folder.
+    """
+    from exporter.original import open_described
+    from exporter.torch_export import export_program
+
+    folder = Path(arguments["folder"])
+    report_progress("tracing to torch.export")
+    return _relative(export_program(open_described(arguments["original"]), folder), folder)
+
+
+def _relative(artifact: Artifact, folder: Path) -> dict[str, Any]:
+    return {"artifact": {**artifact.to_dict(), "path": str(artifact.path.relative_to(folder))}}

@@ -1,22 +1,24 @@
-"""Stages that make one ONNX file from another: graph passes, fusion, half precision."""
+"""Stages that make one artifact from another: graph passes, fusion, half precision, compiled engines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from exporter.artifact import Artifact
+from exporter.artifact import Artifact, Variant
 from pipelines.processes import report_progress
-from pipelines.stages.samples import read_samples
+from pipelines.stages.files import read_case_inputs
 
 MODEL = "model.onnx"
+EMULATION = "emulation/model.onnx"
+MOST_SAMPLES = 6
 
 
 def optimize(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run the graph passes, checked on real inputs.
+    """Run the graph passes, each checked on real inputs.
 
     Args:
-        arguments: ``artifact``, ``samples`` (file of inputs), ``fuse`` (fuse for ONNX Runtime), ``folder``.
+        arguments: ``artifact``, ``recorded`` (folder of the record stage), ``fuse`` (for ONNX Runtime), ``folder``.
 
     Returns:
         ``path`` relative to the folder, and ``record``: what each pass changed and why.
@@ -24,55 +26,54 @@ def optimize(arguments: dict[str, Any]) -> dict[str, Any]:
     from exporter.passes import optimize as run_passes
 
     artifact = Artifact.from_dict(arguments["artifact"])
-    report_progress("fusing for ONNX Runtime" if arguments["fuse"] else "graph passes")
+    report_progress("fusing for ONNX Runtime" if arguments["fuse"] else "running graph passes")
     record = run_passes(
         artifact.path,
         Path(arguments["folder"]) / MODEL,
         contract=artifact.contract,
-        samples=read_samples(Path(arguments["samples"])),
+        samples=read_case_inputs(Path(arguments["recorded"]), MOST_SAMPLES),
         fuse=bool(arguments["fuse"]),
     )
     return {"path": MODEL, "record": record}
 
 
 def lower(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Convert to FP16 or BF16, strongly typed; for BF16 also the FP32 emulation that parity is checked on here.
+    """Convert to FP16 or BF16, strongly typed, with the FP32 emulation that shows every rounding on a CPU.
+
+    ONNX Runtime has no BF16 kernels on a CPU, and skips roundings of FP16 models where it has no FP16 kernels.
 
     Args:
         arguments: ``artifact``, ``precision``, ``folder``.
 
     Returns:
-        ``path``, ``record`` (every node kept in FP32 and why), and ``emulation`` (path or null).
+        ``path``, ``emulation`` (both relative to the folder), ``record``: every node kept in FP32 and why.
     """
-    from exporter.precision import convert, emulate_bf16
+    from exporter.precision.emulate import emulate_half
+    from exporter.precision.half import convert
 
     artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
     precision = arguments["precision"]
     report_progress(f"converting to {precision}")
     record = convert(artifact.path, folder / MODEL, precision=precision, contract=artifact.contract)
-    emulation = None
-    if precision == "bf16":
-        emulation = "emulation/model.onnx"
-        (folder / "emulation").mkdir()
-        record = {**record, "emulation": emulate_bf16(folder / MODEL, folder / emulation)}
-    return {"path": MODEL, "record": record, "emulation": emulation}
+    (folder / EMULATION).parent.mkdir()
+    emulation = emulate_half(folder / MODEL, folder / EMULATION, precision=precision)
+    return {"path": MODEL, "emulation": EMULATION, "record": {**record, "emulation": emulation}}
 
 
 def build(arguments: dict[str, Any]) -> dict[str, Any]:
     """Let a target build what it opens.
 
     Args:
-        arguments: ``artifact``, ``target``, ``precision``, ``form``, ``folder``.
+        arguments: ``artifact``, ``variant``, ``folder``.
 
     Returns:
         ``files`` relative to the folder, the one to open first, and ``digest``: its SHA-256.
     """
-    from exporter.artifact import Variant
     from exporter.targets import get_target
     from exporter.targets.inductor import file_digest
 
     folder = Path(arguments["folder"])
-    variant = Variant(arguments["target"], arguments["precision"], arguments["form"])
+    variant = Variant(**arguments["variant"])
     report_progress(f"compiling {variant.id}")
     files = get_target(variant.target).build(Artifact.from_dict(arguments["artifact"]), variant, folder)
     return {"files": [str(path.relative_to(folder)) for path in files], "digest": file_digest(files[0])}

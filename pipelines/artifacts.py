@@ -1,0 +1,165 @@
+"""Making a run's artifacts: exports, optimized graphs, lowered precisions, engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from exporter.artifact import Artifact
+from exporter.errors import EnvironmentLackError, PlanishError
+from pipelines.plan import PORTABLE_FILES, PROGRAM, Candidate
+from pipelines.workshop import ONNX, TORCH, Made, Workshop
+
+FUSED = "onnx-fp32-fused"
+
+
+@dataclass
+class Artifacts:
+    """What was made, by ingredient (``onnx-fp16``), and why something was not.
+
+    Attributes:
+        ready: Artifacts that targets open or build from.
+        ids: Identity of each, for the stages that read it.
+        emulations: FP32 graphs that round as the half artifact of that ingredient does.
+        errors: Why an ingredient could not be made.
+        passes: Records of the graph passes.
+        precision: Records of the half conversions.
+        engines: By variant id: the files built, the first to open, and the engine's SHA-256.
+    """
+
+    ready: dict[str, Artifact] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+    emulations: dict[str, Artifact] = field(default_factory=dict)
+    errors: dict[str, PlanishError] = field(default_factory=dict)
+    passes: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def put(self, ingredient: str, made: Made, path: str, like: Artifact) -> None:
+        self.ready[ingredient] = Artifact(made.folder / path, "onnx", like.signature, like.contract)
+        self.ids[ingredient] = made.id
+
+
+def make_artifacts(
+    shop: Workshop,
+    original: dict[str, Any],
+    original_id: dict[str, Any],
+    recorded: Made,
+    wanted: set[str],
+    opset: int,
+) -> Artifacts:
+    """Make every wanted ingredient.
+
+    The portable FP32 ONNX graph is always made; failing there ends the run. Any other failure is kept in `errors`.
+
+    Raises:
+        PlanishError: The model cannot be exported.
+    """
+    result = Artifacts()
+    exported = shop.make(
+        "export-onnx",
+        "Export to ONNX",
+        "pipelines.stages.export:to_onnx",
+        {"original": original, "opset": opset},
+        inputs={"original": original_id, "opset": opset},
+        packages=(*TORCH, *ONNX),
+    )
+    raw = Artifact.from_dict(exported.record["artifact"])
+    raw = Artifact(exported.folder / raw.path, raw.format, raw.signature, raw.contract)
+    plain = _optimize(shop, raw, exported.id, recorded, fuse=False)
+    result.put("onnx-fp32", plain, plain.record["path"], raw)
+    result.passes["onnx-fp32"] = plain.record["record"]
+    base, base_id = result.ready["onnx-fp32"], plain.id
+    if FUSED in wanted:
+        with _Kept(result, FUSED):
+            fused = _optimize(shop, base, base_id, recorded, fuse=True)
+            result.put(FUSED, fused, fused.record["path"], raw)
+            result.passes[FUSED] = fused.record["record"]
+    for ingredient in sorted(wanted & set(PORTABLE_FILES) - {"onnx-fp32"}):
+        with _Kept(result, ingredient):
+            _lower(shop, result, ingredient, base, base_id)
+    if PROGRAM in wanted:
+        with _Kept(result, PROGRAM):
+            program = shop.make(
+                "export-program",
+                "Export to torch.export",
+                "pipelines.stages.export:to_program",
+                {"original": original},
+                inputs={"original": original_id},
+                packages=TORCH,
+            )
+            made = Artifact.from_dict(program.record["artifact"])
+            result.ready[PROGRAM] = Artifact(program.folder / made.path, "pt2", made.signature, made.contract)
+            result.ids[PROGRAM] = program.id
+    return result
+
+
+def build_engine(shop: Workshop, artifacts: Artifacts, candidate: Candidate) -> None:
+    """Compile what a target opens, and put the engine into `artifacts`.
+
+    Raises:
+        PlanishError: It cannot be compiled.
+    """
+    variant = candidate.variant
+    source = artifacts.ready[candidate.ingredient]
+    made = shop.make(
+        f"build-{variant.id}",
+        f"Compile {variant.id}",
+        "pipelines.stages.transform:build",
+        {"artifact": source.to_dict(), "variant": variant_dict(candidate)},
+        inputs={"ingredient": artifacts.ids[candidate.ingredient], "variant": variant.id},
+        packages=("torch",),
+        bound_to_machine=True,
+    )
+    files = [made.folder / name for name in made.record["files"]]
+    artifacts.engines[variant.id] = {"files": files, "digest": made.record["digest"], "id": made.id}
+
+
+def variant_dict(candidate: Candidate) -> dict[str, Any]:
+    """A candidate's variant as plain data."""
+    variant = candidate.variant
+    return {"target": variant.target, "precision": variant.precision, "form": variant.form}
+
+
+def _optimize(shop: Workshop, artifact: Artifact, identity: str, recorded: Made, *, fuse: bool) -> Made:
+    return shop.make(
+        "fuse" if fuse else "optimize",
+        "Fuse for ONNX Runtime" if fuse else "Optimize the graph",
+        "pipelines.stages.transform:optimize",
+        {"artifact": artifact.to_dict(), "recorded": str(recorded.folder), "fuse": fuse},
+        inputs={"artifact": identity, "recorded": recorded.id, "fuse": fuse},
+        packages=(*ONNX, "transformers") if fuse else ONNX,
+    )
+
+
+def _lower(shop: Workshop, result: Artifacts, ingredient: str, base: Artifact, base_id: str) -> None:
+    precision = ingredient.split("-")[1]
+    lowered = shop.make(
+        f"lower-{precision}",
+        f"Convert to {precision.upper()}",
+        "pipelines.stages.transform:lower",
+        {"artifact": base.to_dict(), "precision": precision},
+        inputs={"artifact": base_id, "precision": precision},
+        packages=ONNX,
+    )
+    result.put(ingredient, lowered, lowered.record["path"], base)
+    emulation = lowered.folder / lowered.record["emulation"]
+    result.emulations[ingredient] = Artifact(emulation, "onnx", base.signature, base.contract)
+    result.precision[ingredient] = lowered.record["record"]
+
+
+class _Kept:
+    """Keeps an ingredient's failure for the report; a lack of space or memory still ends the run."""
+
+    def __init__(self, result: Artifacts, ingredient: str) -> None:
+        self.result = result
+        self.ingredient = ingredient
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, PlanishError) and not isinstance(error, EnvironmentLackError):
+            self.result.errors[self.ingredient] = error
+            return True
+        return False

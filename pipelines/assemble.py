@@ -1,0 +1,287 @@
+"""Assembling a run's results: the manifest, the report and the files of the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from exporter.hardware import probe
+from exporter.sources import Source
+from pipelines.artifacts import FUSED, Artifacts
+from pipelines.cache_entry import package_version
+from pipelines.judging import Judged
+from pipelines.manifest import InputContractEntry, Manifest, PointEntry, SourceEntry, VariantEntry
+from pipelines.plan import PORTABLE_FILES
+from pipelines.select import Candidate as Selectable
+from pipelines.select import select
+from pipelines.stages import files as stage_files
+from pipelines.workshop import Made
+
+PACKAGES = (
+    *("planish", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+    *("openvino", "optimum", "tokenizers", "safetensors", "numpy", "scipy"),
+)
+GOLDEN_BYTES = 24_000_000
+"""Parity cases that a bundle carries: the small ones, up to so many bytes."""
+Files = dict[str, Path | bytes]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a run found."""
+
+    name: str
+    task: str
+    source: Source
+    recipe: dict[str, Any]
+    recorded: Made
+    artifacts: Artifacts
+    variants: Sequence[Judged]
+    race: Mapping[str, Any]
+    points: Sequence[str]
+    timeline: Sequence[Mapping[str, Any]]
+
+    @property
+    def spec(self) -> str:
+        """The source as the user wrote it, without the folders that lead to it."""
+        return Path(self.source.spec).name if Path(self.source.spec).is_absolute() else self.source.spec
+
+
+def environment() -> dict[str, Any]:
+    """The machine, and the packages that results depend on."""
+    versions = {name: package_version(name) for name in PACKAGES}
+    return {**probe(), "packages": {name: found for name, found in versions.items() if found}}
+
+
+def selection(results: Results) -> dict[str, str | None]:
+    """The variant for each operating point and overall."""
+    passed = [
+        Selectable(
+            judged.candidate.variant,
+            judged.candidate.portable,
+            {
+                label: (point["speedup_low"], point["speedup_high"])
+                for label, point in judged.timing.get("points", {}).items()
+                if point["speedup_low"] is not None and point["speedup_high"] is not None
+            },
+        )
+        for judged in results.variants
+        if judged.status[0] == "passed" and judged.runs_here
+    ]
+    return select(passed, results.points)
+
+
+def bundle_files(results: Results, selected: Mapping[str, str | None]) -> tuple[Files, dict[str, tuple[str, ...]]]:
+    """What goes into the bundle, by path, and each variant's files."""
+    chosen = set(selected.values())
+    keep_all = results.recipe["keep"] == "all"
+    contents: Files = {}
+    owned: dict[str, tuple[str, ...]] = {}
+    for judged in results.variants:
+        variant = judged.candidate.variant
+        if judged.artifact is None or (judged.gates["parity"]["verdict"] == "failed" and judged.candidate.skip):
+            continue
+        names = [_place(judged, path) for path in judged.files]
+        portable_fp32 = names[:1] == [PORTABLE_FILES["onnx-fp32"]]
+        if keep_all or variant.id in chosen or portable_fp32:
+            contents.update(zip(names, judged.files, strict=True))
+            owned[variant.id] = tuple(names)
+    for name, artifact in _portable(results, keep_all):
+        contents.setdefault(name, artifact)
+    if results.source.is_folder and results.source.path is not None:
+        wanted = [*results.source.files, *(results.source.weights if results.recipe["include_source"] else ())]
+        contents.update({name: results.source.path / name for name in wanted})
+    golden = results.recorded.folder
+    contents.update(_golden(golden))
+    return contents, owned
+
+
+def _portable(results: Results, keep_all: bool) -> list[tuple[str, Path]]:
+    """Portable files that no variant of this run owns, such as the FP32 graph of a run without ONNX Runtime."""
+    found = []
+    for ingredient, place in PORTABLE_FILES.items():
+        artifact = results.artifacts.ready.get(ingredient)
+        if artifact is not None and (keep_all or ingredient == "onnx-fp32"):
+            found.append((place, artifact.path))
+            data = artifact.path.with_name(f"{artifact.path.stem}.onnx_data")
+            if data.is_file():
+                found.append((f"{Path(place).parent}/{data.name}", data))
+    return found
+
+
+def _place(judged: Judged, path: Path) -> str:
+    portable = PORTABLE_FILES.get(judged.candidate.ingredient)
+    if portable is not None and judged.artifact is not None and judged.artifact.format == "onnx":
+        folder = Path(portable).parent
+        return portable if path.suffix == ".onnx" else f"{folder}/{path.name}"
+    return f"variants/{judged.candidate.variant.id}/{path.name}"
+
+
+def _golden(recorded: Path) -> Files:
+    """Small parity cases with the original's outputs, noise floors, and rows with the original's predictions."""
+    entries = json.loads((recorded / "cases" / stage_files.CASES).read_text(encoding="utf-8"))
+    size = {entry["file"]: (recorded / "cases" / entry["file"]).stat().st_size for entry in entries}
+    kept: list[dict[str, Any]] = []
+    room = GOLDEN_BYTES
+    for entry in sorted(entries, key=lambda entry: size[entry["file"]]):
+        if size[entry["file"]] <= room or not kept:
+            kept.append(entry)
+            room -= size[entry["file"]]
+    names = {entry["name"] for entry in kept}
+    kept = [entry | ({} if entry["partner"] in names else {"partner": None, "row": None}) for entry in kept]
+    kept.sort(key=lambda entry: entry["file"])
+    found: Files = {
+        f"evidence/golden/cases/{stage_files.CASES}": (json.dumps(kept, indent=1) + "\n").encode(),
+        f"evidence/golden/{stage_files.FLOORS}": recorded / stage_files.FLOORS,
+    }
+    for entry in kept:
+        found[f"evidence/golden/cases/{entry['file']}"] = recorded / "cases" / entry["file"]
+    rows = recorded / stage_files.GOLDEN
+    for path in sorted(p for p in rows.rglob("*") if p.is_file()):
+        found[f"evidence/golden/quality/{path.relative_to(rows).as_posix()}"] = path
+    for path in sorted((recorded / "points").iterdir()) if (recorded / "points").is_dir() else []:
+        found[f"evidence/golden/points/{path.name}"] = path
+    return found
+
+
+def manifest(results: Results, selected: Mapping[str, str | None], owned: Mapping[str, tuple[str, ...]]) -> Manifest:
+    """``planish.json``, without its list of files."""
+    record = results.recorded.record
+    contract = InputContractEntry.model_validate({**record["signature"], **record["contract"]})
+    source = results.source
+    return Manifest(
+        planish_version=package_version("planish") or "0",
+        name=results.name,
+        task=results.task,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source=SourceEntry.model_validate(
+            {
+                "kind": source.kind,
+                "digest": source.digest,
+                "licence": source.licence,
+                "spec": results.spec,
+                "parameters": record["parameters"],
+                "weights_bytes": source.weights_bytes,
+            }
+        ),
+        recipe=results.recipe,
+        input_contract=contract,
+        variants=tuple(_entry(judged, owned.get(judged.candidate.variant.id, ())) for judged in results.variants),
+        selected=dict(selected),
+        environment=environment(),
+    )
+
+
+def _entry(judged: Judged, files: tuple[str, ...]) -> VariantEntry:
+    variant = judged.candidate.variant
+    status, reason = judged.status
+    timing = judged.timing
+    return VariantEntry.model_validate(
+        {
+            "id": variant.id,
+            "target": variant.target,
+            "precision": variant.precision,
+            "form": variant.form,
+            "files": files,
+            "status": status,
+            "reason": reason,
+            "gates": {name: _brief(gate) for name, gate in judged.gates.items()},
+            "executed": judged.executed,
+            "points": {k: PointEntry.model_validate(v) for k, v in timing.get("points", {}).items()},
+            "peak_rss_bytes": timing.get("peak_rss_bytes"),
+            "energy_j": timing.get("energy_j"),
+            "energy_reason": timing.get("energy_reason") or ("" if timing else "not timed"),
+        }
+    )
+
+
+def _brief(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate without the long lists, which the evidence has."""
+    return {key: value for key, value in gate.items() if key not in ("cases", "consistency", "also")}
+
+
+def evidence(results: Results) -> Files:
+    """The evidence files: every gate's full record."""
+    gates = {
+        name: {v.candidate.variant.id: v.gates.get(name) for v in results.variants} for name in ("parity", "quality")
+    }
+    documents = {
+        "parity": gates["parity"],
+        "quality": {"data": results.recorded.record["data"], "variants": gates["quality"]},
+        "latency": dict(results.race),
+        "precision": {
+            place: results.artifacts.precision[ingredient]
+            for ingredient, place in PORTABLE_FILES.items()
+            if ingredient in results.artifacts.precision
+        },
+        "passes": results.artifacts.passes,
+    }
+    return {f"evidence/{name}.json": to_json(document) for name, document in documents.items()}
+
+
+def to_json(document: Any) -> bytes:
+    return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """``report.json``: the manifest's content with everything that the page shows beside it."""
+    record = results.recorded.record
+    document = written.model_dump(mode="json", exclude={"files", "manifest_sha256"})
+    by_id = {judged.candidate.variant.id: judged for judged in results.variants}
+    for entry in document["variants"]:
+        judged = by_id[entry["id"]]
+        entry["gates"] = judged.gates
+        entry["bytes"] = sum(sizes[name] for name in entry["files"] if name in sizes) or None
+        entry["points"] = judged.timing.get("points", {})
+    race = results.race
+    limit = results.recipe["parity"]["samples"]
+    return {
+        **document,
+        "verdict": {
+            "ok": written.selected.get("overall") is not None,
+            "selected": dict(written.selected),
+            "sentence": sentence(written),
+        },
+        "data": {
+            "evaluation": {**record["data"], "note": f"quality on all rows, parity on up to {limit} of them"},
+        },
+        "baselines": race.get("baselines", {}),
+        "latency": {
+            **{key: race.get(key) for key in ("threads", "affinity", "rounds", "min_block_ms", "points", "seconds")},
+            "notes": [*race.get("notes", []), *record["dropped_points"]],
+        }
+        if race
+        else {},
+        "passes": [
+            {**one, "pipeline": FUSED if ingredient == FUSED else "portable"}
+            for ingredient, made in results.artifacts.passes.items()
+            for one in made["passes"]
+        ],
+        "precision": {
+            judged.candidate.variant.id: results.artifacts.precision[judged.candidate.ingredient]
+            for judged in results.variants
+            if judged.candidate.ingredient in results.artifacts.precision
+        },
+        "timeline": list(results.timeline),
+    }
+
+
+def sentence(written: Manifest) -> str:
+    """The verdict in a sentence."""
+    overall = written.selected.get("overall")
+    if overall is None:
+        return "Do not ship: no variant passed its gates"
+    variant = next(entry for entry in written.variants if entry.id == overall)
+    points = [(label, p.speedup) for label, p in variant.points.items() if p.speedup is not None]
+    if not points:
+        return f"Ship {overall}: it passed its gates; its latency was not measured"
+    best = max(points, key=lambda item: item[1])
+    least = min(points, key=lambda item: item[1])
+    shown = best[0].replace("x", " × ")
+    if len(points) == 1:
+        return f"Ship {overall}: {best[1]:.2f}× the speed of eager PyTorch at {shown}"
+    return f"Ship {overall}: {least[1]:.2f}× to {best[1]:.2f}× the speed of eager PyTorch (most at {shown})"

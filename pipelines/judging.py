@@ -1,0 +1,258 @@
+"""Checking and timing a run's variants: the gates' records, and the race."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.artifact import Artifact, Variant
+from exporter.errors import PlanishError
+from pipelines.artifacts import Artifacts, variant_dict
+from pipelines.opening import OPENER, opening
+from pipelines.plan import Candidate
+from pipelines.recipe import Recipe
+from pipelines.verification.gates import latency_gate, skipped, variant_status
+from pipelines.workshop import ONNX, TORCH, Made, Workshop
+
+CPU_RUNNER = "onnxruntime-cpu"
+
+
+@dataclass
+class Judged:
+    """A variant and what is known of it.
+
+    Attributes:
+        candidate: What was planned.
+        artifact: What is opened; ``None`` where it could not be made.
+        files: Everything that belongs to it; the first is opened.
+        identity: For the stages that read it.
+        trusted: Digests of its engines, which this run built itself.
+        gates: Records by gate.
+        executed: What ran.
+        timing: Of the race, see `WorkerTiming.to_dict`.
+    """
+
+    candidate: Candidate
+    artifact: Artifact | None = None
+    files: list[Path] = field(default_factory=list)
+    identity: str = ""
+    trusted: frozenset[str] = frozenset()
+    gates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    executed: dict[str, Any] | None = None
+    timing: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def runs_here(self) -> bool:
+        return self.artifact is not None and not self.candidate.skip and self.executed is not None
+
+    @property
+    def status(self) -> tuple[str, str]:
+        """Verdict and reason."""
+        status, reason = variant_status(self.gates)
+        if self.candidate.skip and status == "skipped":
+            remedy = f" {self.candidate.remedy}" if self.candidate.remedy else ""
+            return status, f"{self.candidate.skip}.{remedy}"
+        return status, reason
+
+
+def locate(candidate: Candidate, artifacts: Artifacts) -> Judged:
+    """The variant with its files, or with the reason why it has none."""
+    variant = candidate.variant
+    if variant.id in artifacts.engines:
+        engine = artifacts.engines[variant.id]
+        like = artifacts.ready[candidate.ingredient]
+        artifact = Artifact(engine["files"][0], "aoti", like.signature, like.contract)
+        return Judged(candidate, artifact, engine["files"], engine["id"], frozenset([engine["digest"]]))
+    if error := artifacts.errors.get(variant.id) or artifacts.errors.get(candidate.ingredient):
+        failed = {"verdict": "failed", "reason": str(error)}
+        return Judged(candidate, gates={"parity": failed, "quality": skipped("there is nothing to run")})
+    artifact_ready = artifacts.ready.get(candidate.ingredient)
+    if artifact_ready is None:
+        reason = skipped(candidate.skip or "it was not made")
+        return Judged(candidate, gates={"parity": reason, "quality": reason})
+    paths = [artifact_ready.path, *_beside(artifact_ready.path)]
+    return Judged(candidate, artifact_ready, paths, artifacts.ids[candidate.ingredient])
+
+
+def _beside(model: Path) -> list[Path]:
+    data = model.with_name(f"{model.stem}.onnx_data")
+    return [data] if data.is_file() else []
+
+
+@dataclass
+class Bench:
+    """What checking needs beside the variants themselves."""
+
+    shop: Workshop
+    recipe: Recipe
+    original: dict[str, Any]
+    recorded: Made
+    data: dict[str, Any]
+
+    def check(self, judged: Judged, artifacts: Artifacts) -> None:
+        """Fill in a variant's parity and quality gates."""
+        if judged.artifact is None:
+            return
+        variant = judged.candidate.variant
+        if not judged.candidate.skip:
+            self._check_here(judged, variant)
+            return
+        # It cannot run here, but its numbers can be looked at: by ONNX Runtime on the CPU, and rounded at every edge.
+        judged.gates["quality"] = skipped(judged.candidate.skip)
+        emulation = artifacts.emulations.get(judged.candidate.ingredient)
+        if judged.artifact.format != "onnx":
+            judged.gates["parity"] = skipped(judged.candidate.skip)
+            return
+        runner = Variant(CPU_RUNNER, variant.precision)
+        records = {}
+        if emulation is not None:
+            label = f"{variant.precision} emulated: FP32 kernels, rounded to {variant.precision} at every typed edge"
+            records[label] = self._stage(runner, emulation, judged.identity + "-emulated", frozenset(), quality=False)
+        if variant.precision != "bf16":
+            records["the artifact itself, on ONNX Runtime CPU"] = self._stage(
+                runner, judged.artifact, judged.identity, frozenset(), quality=False
+            )
+        judged.gates["parity"] = _together({name: record["parity"] for name, record in records.items()})
+
+    def _check_here(self, judged: Judged, variant: Variant) -> None:
+        assert_artifact = judged.artifact
+        if assert_artifact is None:
+            return
+        try:
+            record = self._stage(variant, assert_artifact, judged.identity, judged.trusted, quality=True)
+        except PlanishError as error:
+            if error.exit_status in (3, 130):
+                raise
+            judged.gates["parity"] = {"verdict": "failed", "reason": str(error)}
+            judged.gates["quality"] = skipped("it does not run")
+            return
+        judged.executed = record["executed"]
+        judged.gates["parity"] = record["parity"]
+        judged.gates["quality"] = record["quality"]
+
+    def _stage(
+        self, variant: Variant, artifact: Artifact, identity: str, trusted: frozenset[str], *, quality: bool
+    ) -> dict[str, Any]:
+        settings = self.recipe.quality.model_dump()
+        settings["max_drop_worst"] = settings["max_drop_worst"] or 2 * settings["max_drop"]
+        made = self.shop.make(
+            f"check-{variant.id}",
+            f"Check {variant.id}" + ("" if quality else " (numbers only)"),
+            "pipelines.stages.check:check",
+            {
+                "opening": opening(variant, artifact, trusted),
+                "threads": self.shop.threads,
+                "precision": variant.precision,
+                "recorded": str(self.recorded.folder),
+                "quality": quality,
+                "original": self.original,
+                "data": self.data,
+                "settings": settings,
+                "seed": self.recipe.seed,
+            },
+            inputs={
+                "artifact": identity,
+                "recorded": self.recorded.id,
+                "variant": variant.id,
+                "quality": quality,
+                "settings": settings,
+            },
+            packages=(*ONNX, "openvino", "torch"),
+            bound_to_machine=True,
+        )
+        return made.record
+
+    def race(self, variants: Sequence[Judged], points: Sequence[str]) -> dict[str, Any]:
+        """Time every variant that runs here, and PyTorch's baselines; returns the whole record."""
+        timed = [judged for judged in variants if judged.runs_here]
+        latency = self.recipe.latency
+        baselines = latency.baselines if self.original["source"]["kind"] != "onnx" else ()
+        if not timed or not points:
+            return {}
+        key = self.shop.key(
+            "race",
+            "pipelines.verification.latency",
+            inputs={
+                "variants": {judged.candidate.variant.id: judged.identity for judged in timed},
+                "recorded": self.recorded.id,
+                "points": list(points),
+                "latency": latency.model_dump(mode="json", exclude={"points", "min_speedup"}),
+                "seed": self.recipe.seed,
+                "original": self.original["source"]["digest"],
+            },
+            packages=(*ONNX, *TORCH, "openvino"),
+            bound_to_machine=True,
+        )
+        made = self.shop.keep(key, "Measure latency", lambda _: self._measure(timed, points, baselines))
+        return made.record
+
+    def _measure(self, timed: Sequence[Judged], points: Sequence[str], baselines: Sequence[str]) -> dict[str, Any]:
+        from pipelines.verification.latency import Plan, measure
+        from pipelines.verification.worker_process import WorkerSpec
+
+        weights = int(self.original["source"]["weights_bytes"])
+        specs = [
+            WorkerSpec(
+                name,
+                f"exporter.targets.pytorch:{'open_eager' if name == 'eager' else 'open_compiled'}",
+                {"original": self.original, "precision": "fp32"},
+                self.shop.threads,
+                estimated_bytes=2 * weights + 500_000_000,
+            )
+            for name in baselines
+        ]
+        for judged in timed:
+            if judged.artifact is not None:
+                specs.append(
+                    WorkerSpec(
+                        judged.candidate.variant.id,
+                        OPENER,
+                        opening(judged.candidate.variant, judged.artifact, judged.trusted),
+                        self.shop.threads,
+                        files=tuple(judged.files),
+                        estimated_bytes=2 * weights + 300_000_000,
+                    )
+                )
+        latency = self.recipe.latency
+        result = measure(
+            specs,
+            {label: self.recorded.folder / "points" / f"{label}.safetensors" for label in points},
+            log=self.shop.log,
+            plan=Plan(budget_s=latency.budget_s, min_block_ms=latency.min_block_ms, seed=self.recipe.seed),
+            on_line=self.shop.progress.update,
+        )
+        return result.to_dict()
+
+
+def add_timings(variants: Sequence[Judged], race: dict[str, Any], min_speedup: float | None) -> None:
+    """Give each variant its timing and its latency gate."""
+    for judged in variants:
+        timing = race.get("variants", {}).get(judged.candidate.variant.id)
+        if timing is None:
+            continue
+        judged.timing = timing
+        if timing["error"]:
+            judged.gates["latency"] = {**skipped(f"not timed: {timing['error']}"), "gates": min_speedup is not None}
+        else:
+            judged.gates["latency"] = latency_gate(timing["points"], min_speedup)
+
+
+def _together(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One parity record from those of several ways to run an artifact: the worst of them, with the others beside it."""
+    from pipelines.verification.gates import VERDICTS
+
+    def badness(name: str) -> tuple[int, float]:
+        return VERDICTS.index(records[name]["verdict"]), records[name].get("ratio") or 0.0
+
+    worst = max(records, key=badness)
+    others = {
+        name: {key: record.get(key) for key in ("verdict", "reason", "ratio", "outputs")}
+        for name, record in records.items()
+        if name != worst
+    }
+    return {**records[worst], "runner": worst, "also": others}
+
+
+__all__ = ["Bench", "Judged", "add_timings", "locate", "variant_dict"]

@@ -1,0 +1,200 @@
+"""A run: from a recipe to a bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import GateError, PlanishError
+from exporter.original.plain import original_arguments
+from exporter.sources import resolve_source
+from exporter.tasks import get_task, infer_task
+from pipelines import assemble
+from pipelines.artifacts import Artifacts, build_engine, make_artifacts
+from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
+from pipelines.cache import Cache, default_root
+from pipelines.digests import path_digest
+from pipelines.judging import Bench, Judged, add_timings, locate
+from pipelines.plan import candidates, ingredients, original_key
+from pipelines.progress import Progress
+from pipelines.recipe import Recipe, usable_cores
+from pipelines.trust import remember_engine
+from pipelines.workshop import TORCH, Workshop
+
+if TYPE_CHECKING:
+    from exporter.sources import Source
+
+__all__ = ["outcome", "run"]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path | str | None = None,
+    overwrite: bool = False,
+    use_cache: bool = True,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Run a recipe and write its bundle.
+
+    What earlier runs made is taken from the cache; a bundle that is there and up to date is returned as it is.
+
+    Args:
+        recipe: What to do.
+        out: Where the bundle goes (default: ``bundles/<name>``).
+        overwrite: Replace a bundle of another source or recipe.
+        use_cache: Read and keep stages.
+        progress: Tells how it goes (default: nothing).
+
+    Returns:
+        The bundle, also where no variant passed: `outcome` says what it is worth.
+
+    Raises:
+        RequestError: The recipe, the source or the data are wrong, or `out` is taken.
+        EnvironmentLackError: Something is missing here.
+    """
+    progress = progress or Progress(quiet=True)
+    source = resolve_source(
+        recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
+    )
+    task = infer_task(source) if recipe.task is None else get_task(recipe.task)
+    recipe = recipe.model_copy(update={"task": task.name, "name": recipe.name or source.name})
+    name = str(recipe.name)
+    folder = Path("bundles") / name if out is None else Path(out)
+    state = check_out(folder, source.digest, recipe.digest(), overwrite)
+    if state == "up-to-date":
+        progress.say(f"{folder} is up to date")
+        return read_bundle(folder)
+    with Cache() if use_cache else Cache.disabled() as cache:
+        log = _log(name)
+        progress.say(f"{source.spec}: {task.name}, log in {log}")
+        shop = Workshop(cache, progress, log, recipe.threads or usable_cores())
+        results = _work(shop, recipe, source)
+        return _write(results, folder, replace=state == "replace")
+
+
+def outcome(bundle: Bundle) -> GateError | None:
+    """Why a bundle is not one to ship, or ``None``: a variant was selected, and every required one passed."""
+    required = bundle.manifest.recipe.get("require", ())
+    for name in required:
+        entry = bundle.variants.get(name)
+        if entry is None or entry.status != "passed":
+            reason = "it was not made" if entry is None else f"{entry.status}: {entry.reason}"
+            return GateError("a required variant did not pass", f"{name} ({reason})", f"See {bundle.path}/report.html")
+    if bundle.manifest.selected.get("overall") is None:
+        return GateError("no variant passed its gates", bundle.path, "The report says what came closest")
+    return None
+
+
+def _work(shop: Workshop, recipe: Recipe, source: Source) -> assemble.Results:
+    task = str(recipe.task)
+    original = original_arguments(
+        source,
+        get_task(task),
+        max_batch=recipe.export.max_batch,
+        max_length=recipe.export.max_length,
+        attends=recipe.contract.attends,
+        custom=None if recipe.custom is None else recipe.custom.model_dump(mode="json"),
+    )
+    identity = original_key(original)
+    planned = candidates(recipe, traceable=source.kind != "onnx")
+    wanted = ingredients(planned)
+    data, data_id = _data(recipe)
+    halves = sorted({c.variant.precision for c in planned} & {"fp16", "bf16"})
+    recorded = shop.make(
+        "record",
+        "Run the original",
+        "pipelines.stages.record:record",
+        {
+            "original": original,
+            "data": data,
+            "samples": recipe.parity.samples,
+            "seed": recipe.seed,
+            "points": list(recipe.latency.points),
+            "precisions": halves,
+        },
+        inputs={
+            "original": identity,
+            "data": data_id,
+            "samples": recipe.parity.samples,
+            "seed": recipe.seed,
+            "points": list(recipe.latency.points),
+            "precisions": halves,
+        },
+        packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
+    )
+    artifacts = make_artifacts(shop, original, identity, recorded, wanted, recipe.export.opset)
+    for candidate in planned:
+        if not candidate.portable and not candidate.skip and candidate.ingredient in artifacts.ready:
+            try:
+                build_engine(shop, artifacts, candidate)
+                remember_engine(artifacts.engines[candidate.variant.id]["digest"])
+            except PlanishError as error:
+                if error.exit_status == 130 or "disk space" in error.what:
+                    raise
+                artifacts.errors[candidate.variant.id] = error
+    variants = _judge(shop, recipe, original, recorded, data, artifacts, [locate(c, artifacts) for c in planned])
+    points = recorded.record["points"]
+    race = Bench(shop, recipe, original, recorded, data).race(variants, points)
+    add_timings(variants, race, recipe.latency.min_speedup)
+    return assemble.Results(
+        name=str(recipe.name),
+        task=task,
+        source=source,
+        recipe=recipe.resolved(),
+        recorded=recorded,
+        artifacts=artifacts,
+        variants=variants,
+        race=race,
+        points=points,
+        timeline=shop.timeline,
+    )
+
+
+def _judge(
+    shop: Workshop,
+    recipe: Recipe,
+    original: dict[str, Any],
+    recorded: Any,
+    data: dict[str, Any],
+    artifacts: Artifacts,
+    variants: list[Judged],
+) -> list[Judged]:
+    bench = Bench(shop, recipe, original, recorded, data)
+    for judged in variants:
+        bench.check(judged, artifacts)
+    return variants
+
+
+def _data(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How to open the evaluation data, and what identifies it."""
+    asked = recipe.data
+    common = {"columns": asked.columns, "limit": asked.limit, "split": asked.split, "seed": recipe.seed}
+    if asked.evaluation is None:
+        import calibration
+
+        built_in = Path(calibration.__path__[0]) / "data"
+        return {"path": None, **common}, {"built-in": path_digest(built_in), **common}
+    path = Path(asked.evaluation)
+    return {"path": str(path), **common}, {"sha256": recipe.resolved()["data"]["sha256"], **common}
+
+
+def _log(name: str) -> Path:
+    folder = default_root() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+
+
+def _write(results: assemble.Results, folder: Path, *, replace: bool) -> Bundle:
+    from pipelines.report import render_html
+
+    selected = assemble.selection(results)
+    contents, owned = assemble.bundle_files(results, selected)
+    written = assemble.manifest(results, selected, owned)
+    contents.update(assemble.evidence(results))
+    sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
+    document = assemble.report(results, written, sizes)
+    contents["report.json"] = assemble.to_json(document)
+    contents["report.html"] = render_html(document).encode()
+    return write_bundle(contents, written, folder, replace=replace)

@@ -1,0 +1,148 @@
+"""Stage: one variant against the original: parity over the recorded cases, quality over the evaluation data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifact import InputContract, Signature
+from pipelines.opening import open_variant
+from pipelines.processes import report_progress
+from pipelines.stages import files
+from pipelines.stages.data import BATCH_SIZE, open_data, open_encoder
+from pipelines.verification.envelope import Case
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.targets.base import Session
+
+
+def check(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Open a variant and judge it.
+
+    Args:
+        arguments: ``opening`` (see `pipelines.opening`), ``threads``, ``precision`` (whose rule and floor apply),
+            ``recorded`` (folder of the record stage), ``parity`` and ``quality`` (what to judge), ``original``,
+            ``data``, ``settings`` (of quality), ``seed``, ``folder``.
+
+    Returns:
+        ``executed``, ``parity`` and, where asked for, ``quality``: the records of the gates.
+    """
+    from exporter.tasks import get_task
+
+    recorded, folder = Path(arguments["recorded"]), Path(arguments["folder"])
+    report_progress("opening")
+    session = open_variant(arguments["opening"], threads=int(arguments["threads"]))
+    task = get_task(arguments["original"]["task"])
+    report_progress("parity")
+    result: dict[str, Any] = {
+        "executed": session.executed(),
+        "parity": check_parity(session, recorded / "cases", recorded, arguments["precision"], task.logits),
+    }
+    if arguments["quality"]:
+        report_progress("quality")
+        artifact = session.artifact
+        result["quality"] = check_quality(session, recorded, folder, arguments, artifact.signature, artifact.contract)
+    session.close()
+    return result
+
+
+def check_parity(session: Session, cases: Path, floors: Path, precision: str, logits: Sequence[str]) -> dict[str, Any]:
+    """The parity gate's record.
+
+    Args:
+        session: The variant.
+        cases: Folder of the recorded cases.
+        floors: Folder of the recorded noise floors.
+        precision: Whose rule and floor apply.
+        logits: Outputs for which top-1 agreement means something.
+    """
+    from pipelines.verification.envelope import counting_positions
+    from pipelines.verification.judgement import compare_alone, judge
+    from pipelines.verification.parity import compare
+
+    contract, signature = session.artifact.contract, session.artifact.signature
+    errors, shapes = {}, {}
+    pairs: list[Case] = []
+    kept: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+    partners = {case.partner for case, _ in files.read_cases(cases) if case.partner}
+    for case, expected in files.read_cases(cases):
+        actual = session.run(case.inputs)
+        errors[case.name] = compare(
+            expected, actual, logits=frozenset(logits), valid=counting_positions(case, contract)
+        )
+        shapes[case.name] = case.shape(signature)
+        if case.partner is not None:
+            pairs.append(case)
+        if case.partner is not None or case.name in partners:
+            kept[case.name] = (expected, actual)
+    original = {name: sides[0] for name, sides in kept.items()}
+    variant = {name: sides[1] for name, sides in kept.items()}
+    consistency = [entry for case in pairs if case.partner in kept for entry in compare_alone(case, original, variant)]
+    floor = files.read_floors(floors).get(precision)
+    return judge(precision, errors, floor, shapes=shapes, consistency=consistency)
+
+
+def check_quality(
+    session: Session,
+    recorded: Path,
+    folder: Path,
+    arguments: Mapping[str, Any],
+    signature: Signature,
+    contract: InputContract,
+) -> dict[str, Any]:
+    """The quality gate's record: the task metric where there are labels, agreement with the original elsewhere.
+
+    Leaves the variant's predictions under `folder`.
+    """
+    from pipelines.verification.encode import encode_rows
+    from pipelines.verification.predict import run_predictions
+
+    original, settings = arguments["original"], arguments["settings"]
+    task = original["task"]
+    data = open_data(arguments["data"], task, signature, contract)
+    rows = list(data)
+    encoder = open_encoder(original, signature)
+    batches = encode_rows(task, encoder, rows, batch_size=BATCH_SIZE, seed=int(arguments["seed"]))
+    mine = run_predictions(task, batches, session.run)
+    theirs = files.read_predictions(recorded / files.PREDICTIONS)
+    files.write_predictions(folder / files.PREDICTIONS, mine)
+    return judge_predictions(
+        task, theirs, mine, rows, batches, data.labelled, original, settings, int(arguments["seed"])
+    )
+
+
+def judge_predictions(
+    task: str,
+    theirs: Sequence[Any],
+    mine: Sequence[Any],
+    rows: Sequence[Any],
+    batches: Sequence[Any],
+    labelled: bool,
+    original: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """Judge a variant's predictions against the original's on the same rows (see `check_quality`)."""
+    from exporter.tasks import get_task
+    from pipelines.stages.data import open_labels
+    from pipelines.verification.agreement import agreement, judge_agreement
+    from pipelines.verification.metrics import get_metric
+    from pipelines.verification.predict import metric_arguments
+    from pipelines.verification.quality import judge_quality, paired_bootstrap
+
+    measures = agreement(task, theirs, mine)
+    name = settings["metric"] or get_task(task).metric
+    if not labelled or name is None:
+        return judge_agreement(measures, len(rows))
+    labels = open_labels(original)
+    mine_scored, truths = metric_arguments(task, mine, rows, batches=batches, labels=labels)
+    theirs_scored, _ = metric_arguments(task, theirs, rows, batches=batches, labels=labels)
+    found = paired_bootstrap(
+        get_metric(name), theirs_scored, mine_scored, truths, resamples=int(settings["bootstrap"]), seed=seed
+    )
+    verdict = judge_quality(found, settings["max_drop"], settings["max_drop_worst"])
+    told = [{"name": m.name, "value": m.value, "threshold": None, "verdict": "informs"} for m in measures]
+    return {**verdict, "measures": told}

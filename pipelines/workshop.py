@@ -1,0 +1,113 @@
+"""Running the stages of one run: each as a job, its result kept in the cache, its progress told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.hardware import fingerprint
+from pipelines.cache import Cache, StageKey, stage_key
+from pipelines.processes import run_job
+from pipelines.progress import Progress
+
+# What changes what a compiler or a clock says, beside the machine itself.
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CXX", "CXXFLAGS", "OMP_PROC_BIND", "KMP_AFFINITY", "LD_PRELOAD")
+TORCH = ("torch", "transformers", "safetensors", "tokenizers")
+ONNX = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage left: its folder, what its function returned, and the identity that later stages depend on."""
+
+    folder: Path
+    record: dict[str, Any]
+    id: str
+
+
+@dataclass
+class Workshop:
+    """What the stages of a run share.
+
+    Attributes:
+        cache: Keeps their results.
+        progress: Tells the user.
+        log: Everything that jobs and native code print goes there.
+        threads: Threads of every job.
+        timeline: Stage, seconds, and whether the cache had it.
+    """
+
+    cache: Cache
+    progress: Progress
+    log: Path
+    threads: int
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+
+    def make(
+        self,
+        name: str,
+        title: str,
+        function: str,
+        arguments: Mapping[str, Any],
+        *,
+        inputs: Mapping[str, Any],
+        packages: Iterable[str] = (),
+        bound_to_machine: bool = False,
+    ) -> Made:
+        """Run one stage as a job, or take its result from the cache.
+
+        Args:
+            name: The stage's name in the cache.
+            title: What the user reads.
+            function: ``module:function``; it gets `arguments` and its ``folder``.
+            arguments: Plain data; paths in it count through `inputs`.
+            inputs: Identities of what it reads, and its parameters.
+            packages: Packages whose version matters.
+            bound_to_machine: It compiles or measures: machine, compiler, threads and environment count too.
+        """
+
+        def work(folder: Path) -> dict[str, Any]:
+            job = run_job(
+                function,
+                {**arguments, "folder": str(folder)},
+                log=self.log,
+                threads=self.threads,
+                on_line=self.progress.update,
+            )
+            return dict(job.value)
+
+        return self.keep(
+            self.key(name, function, inputs=inputs, packages=packages, bound_to_machine=bound_to_machine), title, work
+        )
+
+    def key(
+        self,
+        name: str,
+        code: str,
+        *,
+        inputs: Mapping[str, Any],
+        packages: Iterable[str] = (),
+        bound_to_machine: bool = False,
+    ) -> StageKey:
+        """The identity of a stage (see `make`)."""
+        around = {"machine": fingerprint(), "threads": self.threads} if bound_to_machine else None
+        variables = VARIABLES if bound_to_machine else ()
+        return stage_key(name, inputs=inputs, code=code, packages=packages, environment=around, variables=variables)
+
+    def keep(self, key: StageKey, title: str, work: Callable[[Path], dict[str, Any]]) -> Made:
+        """The result for `key` from the cache, or what `work` makes in the folder that it is given."""
+
+        def working(folder: Path) -> dict[str, Any]:
+            with self.progress.step(title):
+                return work(folder)
+
+        result = self.cache.get_or_make(
+            key, working, on_wait=lambda _: self.progress.say(f"{title}: waiting for another run that makes it")
+        )
+        if result.cached:
+            self.progress.say(f"{title}: cached")
+        seconds = result.seconds if not result.cached else result.made_seconds
+        self.timeline.append({"stage": key.stage, "title": title, "seconds": seconds, "cached": result.cached})
+        return Made(result.folder, result.record, key.id)
