@@ -11,7 +11,7 @@ from exporter.artifact import Artifact, Variant
 from exporter.errors import PlanishError
 from pipelines.artifacts import Artifacts, variant_dict
 from pipelines.opening import OPENER, opening
-from pipelines.plan import Candidate
+from pipelines.plan import PORTABLE_FILES, Candidate
 from pipelines.recipe import Recipe
 from pipelines.verification.gates import latency_gate, skipped, variant_status
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
@@ -69,7 +69,7 @@ def locate(candidate: Candidate, artifacts: Artifacts) -> Judged:
         failed = {"verdict": "failed", "reason": str(error)}
         return Judged(candidate, gates={"parity": failed, "quality": skipped("there is nothing to run")})
     artifact_ready = artifacts.ready.get(candidate.ingredient)
-    if artifact_ready is None:
+    if artifact_ready is None or (candidate.skip and candidate.ingredient not in PORTABLE_FILES):
         reason = skipped(candidate.skip or "it was not made")
         return Judged(candidate, gates={"parity": reason, "quality": reason})
     paths = [artifact_ready.path, *_beside(artifact_ready.path)]
@@ -90,6 +90,7 @@ class Bench:
     original: dict[str, Any]
     recorded: Made
     data: dict[str, Any]
+    numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def check(self, judged: Judged, artifacts: Artifacts) -> None:
         """Fill in a variant's parity and quality gates."""
@@ -101,27 +102,31 @@ class Bench:
             return
         # It cannot run here, but its numbers can be looked at: by ONNX Runtime on the CPU, and rounded at every edge.
         judged.gates["quality"] = skipped(judged.candidate.skip)
-        emulation = artifacts.emulations.get(judged.candidate.ingredient)
-        if judged.artifact.format != "onnx":
-            judged.gates["parity"] = skipped(judged.candidate.skip)
-            return
-        runner = Variant(CPU_RUNNER, variant.precision)
+        ingredient = judged.candidate.ingredient
+        if ingredient not in self.numbers:
+            self.numbers[ingredient] = self._numbers(judged.artifact, judged.identity, variant.precision, artifacts)
+        judged.gates["parity"] = self.numbers[ingredient]
+
+    def _numbers(self, artifact: Artifact, identity: str, precision: str, artifacts: Artifacts) -> dict[str, Any]:
+        """Parity of a portable artifact whose own target is not here."""
+        emulation = artifacts.emulations.get(f"onnx-{precision}")
+        runner = Variant(CPU_RUNNER, precision)
         records = {}
         if emulation is not None:
-            label = f"{variant.precision} emulated: FP32 kernels, rounded to {variant.precision} at every typed edge"
-            records[label] = self._stage(runner, emulation, judged.identity + "-emulated", frozenset(), quality=False)
-        if variant.precision != "bf16":
-            records["the artifact itself, on ONNX Runtime CPU"] = self._stage(
-                runner, judged.artifact, judged.identity, frozenset(), quality=False
-            )
-        judged.gates["parity"] = _together({name: record["parity"] for name, record in records.items()})
+            label = f"{precision} emulated: FP32 kernels, rounded to {precision} at every typed edge"
+            title = f"Check the numbers of {precision}, emulated"
+            records[label] = self._stage(runner, emulation, identity + "-emulated", frozenset(), title=title)
+        if precision != "bf16":  # ONNX Runtime has no BF16 kernels on a CPU
+            title = f"Check the numbers of {precision} on ONNX Runtime"
+            label = "the artifact itself, on ONNX Runtime CPU"
+            records[label] = self._stage(runner, artifact, identity, frozenset(), title=title)
+        return _together({name: record["parity"] for name, record in records.items()})
 
     def _check_here(self, judged: Judged, variant: Variant) -> None:
-        assert_artifact = judged.artifact
-        if assert_artifact is None:
+        if judged.artifact is None:
             return
         try:
-            record = self._stage(variant, assert_artifact, judged.identity, judged.trusted, quality=True)
+            record = self._stage(variant, judged.artifact, judged.identity, judged.trusted, quality=True)
         except PlanishError as error:
             if error.exit_status in (3, 130):
                 raise
@@ -133,13 +138,20 @@ class Bench:
         judged.gates["quality"] = record["quality"]
 
     def _stage(
-        self, variant: Variant, artifact: Artifact, identity: str, trusted: frozenset[str], *, quality: bool
+        self,
+        variant: Variant,
+        artifact: Artifact,
+        identity: str,
+        trusted: frozenset[str],
+        *,
+        quality: bool = False,
+        title: str | None = None,
     ) -> dict[str, Any]:
         settings = self.recipe.quality.model_dump()
         settings["max_drop_worst"] = settings["max_drop_worst"] or 2 * settings["max_drop"]
         made = self.shop.make(
             f"check-{variant.id}",
-            f"Check {variant.id}" + ("" if quality else " (numbers only)"),
+            title or f"Check {variant.id}",
             "pipelines.stages.check:check",
             {
                 "opening": opening(variant, artifact, trusted),

@@ -25,7 +25,7 @@ from pipelines.workshop import TORCH, Workshop
 if TYPE_CHECKING:
     from exporter.sources import Source
 
-__all__ = ["outcome", "run"]
+__all__ = ["bench_source", "outcome", "run"]
 
 
 def run(
@@ -87,11 +87,49 @@ def outcome(bundle: Bundle) -> GateError | None:
     return None
 
 
+def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Time what a source becomes, without judging it: the race alone, as ``evidence/latency.json`` has it."""
+    progress = progress or Progress(quiet=True)
+    source = resolve_source(
+        recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
+    )
+    task = infer_task(source) if recipe.task is None else get_task(recipe.task)
+    recipe = recipe.model_copy(update={"task": task.name})
+    with Cache() as cache:
+        shop = Workshop(cache, progress, _log(source.name), recipe.threads or usable_cores())
+        bench, _, variants = _make(shop, recipe, source)
+        for judged in variants:
+            if judged.artifact is not None and not judged.candidate.skip:
+                judged.executed = {}
+        return bench.race(variants, bench.recorded.record["points"])
+
+
 def _work(shop: Workshop, recipe: Recipe, source: Source) -> assemble.Results:
-    task = str(recipe.task)
+    bench, artifacts, variants = _make(shop, recipe, source)
+    for judged in variants:
+        bench.check(judged, artifacts)
+    points = bench.recorded.record["points"]
+    race = bench.race(variants, points)
+    add_timings(variants, race, recipe.latency.min_speedup)
+    return assemble.Results(
+        name=str(recipe.name),
+        task=str(recipe.task),
+        source=source,
+        recipe=recipe.resolved(),
+        recorded=bench.recorded,
+        artifacts=artifacts,
+        variants=variants,
+        race=race,
+        points=points,
+        timeline=shop.timeline,
+    )
+
+
+def _make(shop: Workshop, recipe: Recipe, source: Source) -> tuple[Bench, Artifacts, list[Judged]]:
+    """Run the original, and make every artifact and engine."""
     original = original_arguments(
         source,
-        get_task(task),
+        get_task(str(recipe.task)),
         max_batch=recipe.export.max_batch,
         max_length=recipe.export.max_length,
         attends=recipe.contract.attends,
@@ -99,32 +137,22 @@ def _work(shop: Workshop, recipe: Recipe, source: Source) -> assemble.Results:
     )
     identity = original_key(original)
     planned = candidates(recipe, traceable=source.kind != "onnx")
-    wanted = ingredients(planned)
     data, data_id = _data(recipe)
-    halves = sorted({c.variant.precision for c in planned} & {"fp16", "bf16"})
+    asked = {
+        "samples": recipe.parity.samples,
+        "seed": recipe.seed,
+        "points": list(recipe.latency.points),
+        "precisions": sorted({c.variant.precision for c in planned} & {"fp16", "bf16"}),
+    }
     recorded = shop.make(
         "record",
         "Run the original",
         "pipelines.stages.record:record",
-        {
-            "original": original,
-            "data": data,
-            "samples": recipe.parity.samples,
-            "seed": recipe.seed,
-            "points": list(recipe.latency.points),
-            "precisions": halves,
-        },
-        inputs={
-            "original": identity,
-            "data": data_id,
-            "samples": recipe.parity.samples,
-            "seed": recipe.seed,
-            "points": list(recipe.latency.points),
-            "precisions": halves,
-        },
+        {"original": original, "data": data, **asked},
+        inputs={"original": identity, "data": data_id, **asked},
         packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
     )
-    artifacts = make_artifacts(shop, original, identity, recorded, wanted, recipe.export.opset)
+    artifacts = make_artifacts(shop, original, identity, recorded, ingredients(planned), recipe.export.opset)
     for candidate in planned:
         if not candidate.portable and not candidate.skip and candidate.ingredient in artifacts.ready:
             try:
@@ -134,37 +162,7 @@ def _work(shop: Workshop, recipe: Recipe, source: Source) -> assemble.Results:
                 if error.exit_status == 130 or "disk space" in error.what:
                     raise
                 artifacts.errors[candidate.variant.id] = error
-    variants = _judge(shop, recipe, original, recorded, data, artifacts, [locate(c, artifacts) for c in planned])
-    points = recorded.record["points"]
-    race = Bench(shop, recipe, original, recorded, data).race(variants, points)
-    add_timings(variants, race, recipe.latency.min_speedup)
-    return assemble.Results(
-        name=str(recipe.name),
-        task=task,
-        source=source,
-        recipe=recipe.resolved(),
-        recorded=recorded,
-        artifacts=artifacts,
-        variants=variants,
-        race=race,
-        points=points,
-        timeline=shop.timeline,
-    )
-
-
-def _judge(
-    shop: Workshop,
-    recipe: Recipe,
-    original: dict[str, Any],
-    recorded: Any,
-    data: dict[str, Any],
-    artifacts: Artifacts,
-    variants: list[Judged],
-) -> list[Judged]:
-    bench = Bench(shop, recipe, original, recorded, data)
-    for judged in variants:
-        bench.check(judged, artifacts)
-    return variants
+    return Bench(shop, recipe, original, recorded, data), artifacts, [locate(c, artifacts) for c in planned]
 
 
 def _data(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from exporter.errors import PlanishError
 
+_INTERRUPTED = 130
+
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run ``planish`` and end the process with its exit status."""
@@ -25,6 +27,8 @@ def run_command(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         status = app(args=arguments, standalone_mode=False, prog_name="planish")
+        if status == _INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except typer.Exit as end:
         return end.exit_code
@@ -33,8 +37,10 @@ def run_command(arguments: list[str]) -> int:
     except TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return _fail(message.rstrip("."), None, "planish --help says what there is", 2, as_json)
-    except BrokenPipeError:
-        return 0
+    except SystemExit as end:  # typer ends the process itself, with 1, when nobody reads stdout any more
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
     except Exception as error:
         return _fail_with(error, as_json)
 

@@ -10,7 +10,7 @@ from exporter.artifact import InputContract, Signature
 from pipelines.opening import open_variant
 from pipelines.processes import report_progress
 from pipelines.stages import files
-from pipelines.stages.data import BATCH_SIZE, open_data, open_encoder
+from pipelines.stages.data import BATCH_SIZE, open_data, open_encoder, open_labels
 from pipelines.verification.envelope import Case
 
 if TYPE_CHECKING:
@@ -109,9 +109,8 @@ def check_quality(
     mine = run_predictions(task, batches, session.run)
     theirs = files.read_predictions(recorded / files.PREDICTIONS)
     files.write_predictions(folder / files.PREDICTIONS, mine)
-    return judge_predictions(
-        task, theirs, mine, rows, batches, data.labelled, original, settings, int(arguments["seed"])
-    )
+    labels = open_labels(original)
+    return judge_predictions(task, theirs, mine, rows, batches, data.labelled, labels, settings, int(arguments["seed"]))
 
 
 def judge_predictions(
@@ -121,13 +120,12 @@ def judge_predictions(
     rows: Sequence[Any],
     batches: Sequence[Any],
     labelled: bool,
-    original: Mapping[str, Any],
+    labels: Mapping[int, str],
     settings: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
     """Judge a variant's predictions against the original's on the same rows (see `check_quality`)."""
     from exporter.tasks import get_task
-    from pipelines.stages.data import open_labels
     from pipelines.verification.agreement import agreement, judge_agreement
     from pipelines.verification.metrics import get_metric
     from pipelines.verification.predict import metric_arguments
@@ -137,7 +135,6 @@ def judge_predictions(
     name = settings["metric"] or get_task(task).metric
     if not labelled or name is None:
         return judge_agreement(measures, len(rows))
-    labels = open_labels(original)
     mine_scored, truths = metric_arguments(task, mine, rows, batches=batches, labels=labels)
     theirs_scored, _ = metric_arguments(task, theirs, rows, batches=batches, labels=labels)
     found = paired_bootstrap(

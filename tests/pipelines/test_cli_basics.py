@@ -224,12 +224,10 @@ def test_interrupt_ends_with_130_and_no_traceback() -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.xfail(strict=True, reason="typer turns an interrupt into the status 130 before anything is said")
 def test_interrupt_is_told() -> None:
     assert interrupted()[2].startswith("error: interrupted")
 
 
-@pytest.mark.xfail(strict=True, reason="typer turns an interrupt into the status 130 before anything is said")
 def test_interrupt_is_told_as_json() -> None:
     _, out, err = interrupted("--json")
     assert err == ""
@@ -715,6 +713,5 @@ def test_a_reader_that_goes_away_causes_no_noise(bundle: Path, more: list[str]) 
     assert without_reader("inspect", str(bundle), *more)[1] == b""
 
 
-@pytest.mark.xfail(strict=True, reason="typer ends the process with 1, which stands for a gate that failed")
 def test_a_reader_that_goes_away_is_no_failure(bundle: Path) -> None:
     assert without_reader("inspect", str(bundle))[0] == 0
