@@ -217,8 +217,8 @@ def test_nothing_to_measure_and_double_names_are_refused(points: dict[str, Path]
 
 def test_an_interrupt_ends_all_workers(points: dict[str, Path], log: Path) -> None:
     code = (
-        "from pathlib import Path; from pipelines.verification.latency import *; from tests.pipelines.verification.test_latency "
-        "import spec\n"
+        "from pathlib import Path; from pipelines.verification.latency import *\n"
+        "from tests.pipelines.verification.test_latency import spec\n"
         f"measure([spec('eager', 1), spec('b', 1)], {{'p': Path({str(points['1x16'])!r})}}, log=Path({str(log)!r}), "
         "plan=Plan(rounds=10**6, budget_s=600), on_line=lambda t: print(t, flush=True))"
     )
