@@ -22,6 +22,7 @@ from pipelines.recipe import usable_cores
 from pipelines.stages.recheck import GOLDEN
 from pipelines.trust import trusted
 from pipelines.verification.gates import worst_verdict
+from pipelines.workshop import PATIENT
 
 __all__ = ["Verification", "bench_bundle", "verify"]
 
@@ -190,6 +191,7 @@ def _variant(
                 "pipelines.stages.recheck:variant_again",
                 arguments,
                 log=log,
+                env=PATIENT,
                 threads=threads,
                 on_line=progress.update,
             ).value
@@ -233,6 +235,7 @@ def _source(bundle: Bundle, spec: str, trust: bool, log: Path, progress: Progres
             "pipelines.stages.recheck:source_again",
             {"bundle": str(bundle.path), "original": original},
             log=log,
+            env=PATIENT,
             threads=usable_cores(),
             on_line=progress.update,
         )

@@ -14,6 +14,8 @@ from pipelines.progress import Progress
 
 # What changes what a compiler or a clock says, beside the machine itself.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CXX", "CXXFLAGS", "OMP_PROC_BIND", "KMP_AFFINITY", "LD_PRELOAD")
+# Threads that wait in a loop starve each other where other programs run too: a job that is not timed lets them sleep.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 TORCH = ("torch", "transformers", "safetensors", "tokenizers")
 ONNX = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
@@ -73,6 +75,7 @@ class Workshop:
                 function,
                 {**arguments, "folder": str(folder)},
                 log=self.log,
+                env=PATIENT,
                 threads=self.threads,
                 on_line=self.progress.update,
             )

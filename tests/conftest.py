@@ -12,6 +12,8 @@ import pytest
 # No test may reach for the network, and child processes inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait in a loop starve other tests' processes; torch reads this when it is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.models import Size, make_model
 
