@@ -51,7 +51,7 @@ engine: $(STAMP) ## Build the compiled engines that fit this machine: MODEL=…
 	  $(if $(OUT),--out $(OUT),--overwrite) $(ARGS)
 
 test: $(STAMP) ## Run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Style, types and import directions
 	$(BIN)/ruff check .
