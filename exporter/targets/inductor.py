@@ -96,8 +96,8 @@ def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
     if not path.is_file() or not sheet.is_file():
         raise RequestError("an engine or its fingerprint is missing", path, "Build the engine again: planish run")
     digest = file_digest(path)
-    built = json.loads(sheet.read_text(encoding="utf-8"))
-    if built.get("sha256") != digest:
+    built = _read_sheet(sheet)
+    if built["sha256"] != digest:
         raise RequestError("an engine is not the file that its fingerprint names", path, "Build it again: planish run")
     if told := misfits(built["fingerprint"], fingerprint()):
         raise RequestError("an engine was built for another machine", "; ".join(told), "Build it here: planish run")
@@ -107,6 +107,18 @@ def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
             path,
             "Open it with --trust only if you trust where it comes from",
         )
+
+
+def _read_sheet(sheet: Path) -> dict[str, Any]:
+    try:
+        built = json.loads(sheet.read_text(encoding="utf-8"))
+        features = built["fingerprint"]["cpu_features"]
+        whole = {"architecture", "torch"} <= set(built["fingerprint"]) and isinstance(features, list)
+        if whole and isinstance(built["sha256"], str):
+            return dict(built)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise RequestError("the fingerprint of an engine is damaged", sheet, "Build the engine again: planish run")
 
 
 def misfits(built: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
+from exporter.errors import EnvironmentLackError, RequestError
+from exporter.targets import check_inputs, get_target, targets
+
+TOKENS = TensorSpec("ids", "int64", ("batch", "sequence"))
+MASK = TensorSpec("mask", "int64", ("batch", "sequence"))
+SIGNATURE = Signature(
+    (TOKENS, MASK),
+    (TensorSpec("y", "float32", ("batch", "sequence", 3)),),
+    (Axis("batch", 1, 4), Axis("sequence", 1, 8)),
+)
+CONTRACT = InputContract(attends=True, mask="mask", id_ranges={"ids": (0, 9)})
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Looks each id up in a table of 10 rows, times the mask."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    table = np.arange(30, dtype=np.float32).reshape(10, 3)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Cast", ["mask"], ["weight"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["weight", "last"], ["column"]),
+        helper.make_node("Mul", ["rows", "column"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "lookup",
+        [helper.make_tensor_value_info(s.name, TensorProto.INT64, ["batch", "sequence"]) for s in (TOKENS, MASK)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", 3])],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([2]), "last")],
+    )
+    path = tmp_path_factory.mktemp("lookup") / "model.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+    return Artifact(path, "onnx", SIGNATURE, CONTRACT)
+
+
+def inputs(batch: int = 2, length: int = 4) -> dict[str, np.ndarray]:
+    ids = (np.arange(batch * length).reshape(batch, length) % 10).astype(np.int64)
+    return {"ids": ids, "mask": np.ones((batch, length), np.int64)}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_a_session_runs_and_says_what_ran(target: str, artifact: Artifact) -> None:
+    session = get_target(target).open(artifact, Variant(target, "fp32"), threads=1)
+    for shape in ((1, 1), (2, 4), (4, 8)):
+        given = inputs(*shape)
+        expected = np.arange(30, dtype=np.float32).reshape(10, 3)[given["ids"]]
+        np.testing.assert_array_equal(session.run(given)["y"], expected)
+    executed = session.executed()
+    assert executed["device"] == "cpu"
+    assert executed["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_a_binding_reads_its_inputs_anew_at_every_run(target: str, artifact: Artifact) -> None:
+    session = get_target(target).open(artifact, Variant(target, "fp32"), threads=1)
+    given = inputs()
+    binding = session.bind(given)
+    binding.run()
+    first = np.array(binding.outputs()["y"])
+    given["ids"][:] = 0
+    binding.run()
+    assert not np.array_equal(first, binding.outputs()["y"])
+    np.testing.assert_array_equal(binding.outputs()["y"], np.broadcast_to([0.0, 1.0, 2.0], (2, 4, 3)))
+
+
+def test_openvino_fp32_is_pinned_and_read_from_what_was_compiled(artifact: Artifact) -> None:
+    session = get_target("openvino-cpu").open(artifact, Variant("openvino-cpu", "fp32"), threads=1)
+    assert set(session.executed()["compute_layers"]) <= {"f32"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"ids": None}, "missing"),
+        ({"extra": np.zeros(1)}, "not known"),
+        ({"ids": np.zeros((2, 4), np.int32)}, "dtype"),
+        ({"ids": np.zeros((2, 4, 1), np.int64)}, "number of dimensions"),
+        ({"ids": np.full((2, 4), 10)}, "out of range: 10"),
+        ({"ids": np.full((2, 4), -1)}, "out of range: -1"),
+        ({"ids": np.zeros((2, 9), np.int64), "mask": np.ones((2, 9), np.int64)}, "axis 'sequence'"),
+        ({"ids": np.zeros((5, 4), np.int64), "mask": np.ones((5, 4), np.int64)}, "axis 'batch'"),
+        ({"ids": np.zeros((2, 0), np.int64), "mask": np.ones((2, 0), np.int64)}, "axis 'sequence'"),
+        ({"mask": np.ones((2, 3), np.int64)}, "differs between inputs"),
+        ({"mask": np.array([[1, 1, 1, 1], [0, 0, 0, 0]])}, "attends to no token: row 1"),
+    ],
+)
+def test_inputs_are_checked_before_native_code_sees_them(change: dict, told: str) -> None:
+    given = {name: value for name, value in (inputs() | change).items() if value is not None}
+    with pytest.raises(RequestError, match=told):
+        check_inputs(given, SIGNATURE, CONTRACT)
+
+
+def test_a_row_that_attends_to_nothing_is_fine_without_the_contract() -> None:
+    given = inputs() | {"mask": np.zeros((2, 4), np.int64)}
+    check_inputs(given, SIGNATURE, InputContract(attends=False, mask="mask"))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_a_truncated_model_is_a_readable_error(target: str, artifact: Artifact, tmp_path: Path) -> None:
+    broken = tmp_path / "model.onnx"
+    broken.write_bytes(artifact.path.read_bytes()[:100])
+    with pytest.raises(RequestError, match="cannot open the model"):
+        get_target(target).open(Artifact(broken, "onnx", SIGNATURE, CONTRACT), Variant(target, "fp32"), threads=1)
+
+
+def test_every_target_says_whether_it_can_run_and_what_would_enable_it() -> None:
+    for name, target in targets().items():
+        state = target.availability()
+        assert target.name == name
+        assert state.available or (state.reason and state.remedy), name
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "inductor-cuda", "tensorrt", "tensorrt-rtx"])
+def test_nvidia_targets_refuse_to_open_with_what_they_lack(name: str, artifact: Artifact) -> None:
+    if get_target(name).availability().available:
+        pytest.skip("this machine has what the target needs")
+    with pytest.raises(EnvironmentLackError, match="cannot run here"):
+        get_target(name).open(artifact, Variant(name, "fp16"), threads=1)
+
+
+def test_an_unknown_target_lists_the_known_ones() -> None:
+    with pytest.raises(RequestError, match="onnxruntime-cpu"):
+        get_target("onnxruntime-tpu")
