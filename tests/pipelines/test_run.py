@@ -1,0 +1,303 @@
+"""The main job, whole: from a model folder to a bundle, by the command line as users call it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.errors import RequestError
+from exporter.targets import get_target
+from pipelines import Recipe, load, run
+from pipelines.bundle import Bundle, check_integrity, read_bundle
+from pipelines.cli import run_command
+from pipelines.runner import outcome
+from tests.pipelines.jobs import SMALL, TEXTS, digests, export, manifest, planish, settings, verdicts
+
+pytestmark = pytest.mark.slow
+ORT = "onnxruntime-cpu-fp32"
+ENGINE = "inductor-cpu-fp32"
+Folders = Callable[..., Path]
+Planish = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Planish:
+    """``here(*arguments)``: the command line in this process, with the shared cache: exit status, stdout, stderr."""
+    monkeypatch.setenv("PLANISH_CACHE", str(cache))
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = run_command([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def encoded(folder: Path) -> dict[str, np.ndarray]:
+    """The sentences as one padded batch, by transformers' own tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(folder)(list(TEXTS), padding=True, truncation=True, return_tensors="np")
+    return {name: np.asarray(array, dtype=np.int64) for name, array in tokens.items()}
+
+
+def originals(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What transformers' model says."""
+    import torch
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        outputs = model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    return {"last_hidden_state": outputs.last_hidden_state.numpy()}
+
+
+def pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean over the tokens, normalised, as the folder's ``modules.json`` says."""
+    weights = mask[:, :, None]
+    mean = (hidden * weights).sum(1) / weights.sum(1)
+    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+
+def rms(expected: np.ndarray, actual: np.ndarray) -> float:
+    return float(np.linalg.norm(expected - actual) / np.linalg.norm(expected))
+
+
+def test_the_graph_runs_in_plain_onnxruntime_as_in_transformers(bundle: Path, model_folder: Folders) -> None:
+    import onnxruntime
+
+    source = model_folder("bert")
+    inputs = encoded(source)
+    session = onnxruntime.InferenceSession(bundle / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, inputs), strict=True))
+    hidden = originals(source, inputs)["last_hidden_state"]
+    valid = inputs["attention_mask"].astype(bool)
+    assert names == ["last_hidden_state", "sentence_embedding"]
+    assert rms(hidden[valid], outputs["last_hidden_state"][valid]) < 1e-5
+    assert rms(pooled(hidden, inputs["attention_mask"]), outputs["sentence_embedding"]) < 1e-5
+
+
+def test_the_bundle_is_a_model_folder_of_transformers(bundle: Path, model_folder: Folders) -> None:
+    from transformers import AutoConfig
+
+    source = model_folder("bert")
+    assert AutoConfig.from_pretrained(bundle).to_dict() | {"_name_or_path": ""} == (
+        AutoConfig.from_pretrained(source).to_dict() | {"_name_or_path": ""}
+    )
+    inputs, again = encoded(source), encoded(bundle)
+    assert {name: array.tolist() for name, array in again.items()} == {k: v.tolist() for k, v in inputs.items()}
+    # include_source: the weights are there too
+    np.testing.assert_array_equal(
+        originals(bundle, inputs)["last_hidden_state"], originals(source, inputs)["last_hidden_state"]
+    )
+
+
+def test_the_bundle_says_what_it_is(bundle: Path, model_folder: Folders) -> None:
+    written = manifest(bundle)
+    report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+    page = (bundle / "report.html").read_text(encoding="utf-8")
+    assert written["task"] == "feature-extraction"
+    assert written["selected"]["overall"] in (ORT, f"{ORT}-fused")
+    # latency ranks, and gates only where the recipe says so
+    assert verdicts(bundle)[ORT] == ("passed", {"parity": "passed", "quality": "passed", "latency": "skipped"})
+    point = next(entry for entry in written["variants"] if entry["id"] == ORT)["points"]["1x8"]
+    assert 0 < point["speedup_low"] <= point["speedup"] <= point["speedup_high"]
+    assert [stage["cached"] for stage in report["timeline"]] == [False] * len(report["timeline"])
+    assert "texts.jsonl" in json.dumps(report["data"])
+    assert ORT in page
+    assert str(model_folder("bert").parent) not in json.dumps(written)  # a release tells nobody's folders
+    assert not any(name.endswith((".py", ".log")) for name in digests(bundle))
+    assert check_integrity(bundle) == []
+
+
+def test_load_agrees_with_the_original(bundle: Path, model_folder: Folders) -> None:
+    source = model_folder("bert")
+    inputs = encoded(source)
+    expected = pooled(originals(source, inputs)["last_hidden_state"], inputs["attention_mask"])
+    with load(bundle) as model:
+        assert rms(expected, model(list(TEXTS))) < 1e-5
+
+
+def test_a_second_run_is_up_to_date(bundle: Path, model_folder: Folders, cache: Path, texts: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in bundle.rglob("*")}
+    again = export(model_folder("bert"), bundle, cache, "include_source=true", options=["--data", texts])
+    assert again.returncode == 0, again.stderr
+    assert "is up to date" in again.stderr
+    assert ORT in again.stdout
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in bundle.rglob("*")} == before
+
+
+def test_everything_is_taken_from_the_cache(
+    bundle: Path, model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    done = export(model_folder("bert"), out, cache, "include_source=true", options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    timeline = json.loads((out / "report.json").read_text(encoding="utf-8"))["timeline"]
+    assert timeline
+    assert all(stage["cached"] for stage in timeline), done.stderr
+    same = digests(bundle)
+    differing = {name for name, digest in digests(out).items() if same.get(name) != digest}
+    assert differing <= {"planish.json", "report.json", "report.html"}  # they say when, and what was cached
+    assert digests(out).keys() == same.keys()
+
+
+def test_an_export_repeats_byte_for_byte(bundle: Path, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
+    """Another source folder, another working folder, nothing cached, no data given: the same ``onnx/``."""
+    elsewhere = shutil.copytree(model_folder("bert"), tmp_path / "deep" / "er" / "a model")
+    (tmp_path / "work").mkdir()
+    arguments = ["export", "../deep/er/a model", "--out", "made", "--no-cache", *settings()]
+    done = planish(*arguments, cache=tmp_path / "unused", cwd=tmp_path / "work", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "work" / "made"
+    assert digests(made / "onnx") == digests(bundle / "onnx")
+    assert digests(made / "variants") == digests(bundle / "variants")
+    assert not (made / "model.safetensors").exists()
+    assert not (tmp_path / "unused" / "stages").exists()
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith("planish-no-cache-")]
+    assert left == []  # the private cache is gone
+    assert "built-in" in json.dumps(json.loads((made / "report.json").read_text(encoding="utf-8"))["data"])
+
+
+def test_overwriting(bundle: Path, here: Planish, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["export", model_folder("bert"), "--out", out, "--data", texts, "--quiet"]
+    assert here(*command, *settings("include_source=true"))[0] == 0
+    first = digests(out)
+    status, _, err = here(*command, *settings("keep=selected"))
+    assert status == 2
+    assert "another recipe" in err
+    assert "--overwrite" in err
+    assert digests(out) == first
+    assert here(*command, *settings("keep=selected"), "--overwrite")[0] == 0
+    assert "model.safetensors" not in digests(out)
+    assert check_integrity(out) == []
+    (out / "notes.txt").write_text("mine")
+    status, _, err = here(*command, *settings(), "--overwrite")
+    assert status == 2
+    assert "notes.txt" in err
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_is_one_document(bundle: Path, model_folder: Folders, cache: Path, texts: Path) -> None:
+    options = ["--data", texts, "--json"]
+    done = export(model_folder("bert"), bundle, cache, "include_source=true", options=options)
+    document = json.loads(done.stdout)
+    assert document["bundle"] == str(bundle)
+    assert document["verdict"]["ok"] is True
+    assert {entry["id"] for entry in document["variants"]} == set(verdicts(bundle))
+
+
+def test_no_variant_passes(bundle: Path, here: Planish, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
+    command = ["export", model_folder("bert"), "--data", texts]
+    status, out, err = here(
+        *command, "--out", tmp_path / "fast", "--quiet", *settings("latency.min_speedup=1e9", "require=[]")
+    )
+    assert status == 1
+    assert ORT in out
+    assert err.startswith("error: no variant passed")
+    assert manifest(tmp_path / "fast")["selected"] == {"overall": None, "1x8": None}
+    assert verdicts(tmp_path / "fast")[ORT][0] == "failed"
+    status, out, err = here(
+        *command, "--out", tmp_path / "fast", "--json", "--quiet", *settings("latency.min_speedup=1e9", "require=[]")
+    )
+    assert (status, err) == (1, "")
+    assert json.loads(out)["verdict"]["ok"] is False
+
+
+def test_a_required_variant_does_not_pass(
+    bundle: Path, here: Planish, model_folder: Folders, texts: Path, tmp_path: Path
+) -> None:
+    if get_target("onnxruntime-cuda").availability().available:
+        pytest.skip("here that target runs")
+    asked = settings("targets=[onnxruntime-cpu, onnxruntime-cuda]", f"require=[{ORT}, onnxruntime-cuda-fp32]")
+    status, _, err = here("export", model_folder("bert"), "--data", texts, "--out", tmp_path / "out", *asked)
+    assert status == 1
+    assert "error: a required variant did not pass: onnxruntime-cuda-fp32" in err
+    assert manifest(tmp_path / "out")["selected"]["overall"] is not None
+    entry = next(e for e in manifest(tmp_path / "out")["variants"] if e["id"] == "onnxruntime-cuda-fp32")
+    assert entry["status"] == "skipped"
+    assert entry["reason"]
+
+
+def test_labels_give_the_metric_with_an_interval(classifier: Path) -> None:
+    quality = json.loads((classifier / "evidence" / "quality.json").read_text(encoding="utf-8"))
+    assert quality["data"]["labelled"] is True
+    assert quality["data"]["rows"] == 36
+    for name in (ORT, ENGINE):
+        gate = quality["variants"][name]
+        assert gate["verdict"] == "passed"
+        assert gate["metric"] == "accuracy"
+        assert gate["samples"] == 36
+        assert gate["low"] <= gate["difference"] <= gate["high"]
+        assert 0 <= gate["original_low"] <= gate["original"] <= gate["original_high"] <= 1
+
+
+def test_every_variant_classifies_like_the_original(classifier: Path, model_folder: Folders) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    source = model_folder("bert-classifier")
+    inputs = encoded(source)
+    model = AutoModelForSequenceClassification.from_pretrained(source).eval()
+    with torch.inference_mode():
+        logits = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy()
+    digest = manifest(classifier)["files"][f"variants/{ENGINE}/model.pt2"]["sha256"]
+    for name in (ORT, ENGINE):
+        with load(classifier, variant=name, trusted_digests=frozenset([digest])) as loaded:
+            assert rms(logits, loaded.run(inputs)["logits"]) < 1e-5, name
+
+
+def test_only_what_was_selected_is_kept(
+    classifier: Path, here: Planish, model_folder: Folders, labelled_texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = settings("targets=[onnxruntime-cpu, inductor-cpu]", "keep=selected")
+    arguments = ["export", model_folder("bert-classifier"), "--data", labelled_texts, "--out", out, *asked]
+    assert here(*arguments)[0] == 0
+    chosen = set(manifest(out)["selected"].values())
+    kept = {path.name for path in (out / "variants").iterdir()} if (out / "variants").is_dir() else set()
+    assert kept <= chosen
+    assert (out / "onnx" / "model.onnx").is_file()
+    assert {path.name for path in (classifier / "variants").iterdir()} - kept, "nothing was there to drop"
+    for entry in manifest(out)["variants"]:
+        assert bool(entry["files"]) is (entry["id"] in chosen or entry["id"] == ORT)
+    assert verdicts(out) == verdicts(classifier)
+    assert check_integrity(out) == []
+
+
+def test_from_python(
+    bundle: Path, cache: Path, model_folder: Folders, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANISH_CACHE", str(cache))
+    recipe = Recipe.from_source(str(model_folder("bert")), overrides=[*SMALL, f"data.evaluation={texts}"])
+    made = run(recipe, out=tmp_path / "out")
+    assert isinstance(made, Bundle)
+    assert outcome(made) is None
+    assert made.manifest == read_bundle(tmp_path / "out").manifest
+    assert made.selected() is not None
+    with pytest.raises(RequestError, match="another recipe"):
+        run(recipe.model_copy(update={"seed": 1}), out=tmp_path / "out")
+
+
+def test_a_recipe_file(bundle: Path, here: Planish, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder("bert"), tmp_path / "model")
+    shutil.copy(texts, tmp_path / "rows.jsonl")
+    (tmp_path / "recipe.yaml").write_text(
+        "source: model\nname: from-a-file\ntargets: [onnxruntime-cpu]\nprecisions: [fp32]\nthreads: 1\n"
+        "data: {evaluation: rows.jsonl}\nparity: {samples: 4}\n"
+        "latency: {points: [1x8], budget_s: 1.0, min_block_ms: 5.0, baselines: [eager]}\n"
+    )
+    status, out, err = here("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--json")
+    assert status == 0, err
+    assert json.loads(out)["name"] == "from-a-file"
+    assert all(stage["cached"] for stage in json.loads(out)["timeline"])  # the same model and rows, wherever they lie
+    assert manifest(tmp_path / "out")["recipe"]["data"]["evaluation"] == "rows.jsonl"
