@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from pipelines.checking import verify
     from pipelines.loading import load
     from pipelines.recipe import Recipe, load_recipe
-    from pipelines.runner import run
+    from pipelines.runner import outcome, run
 
-__all__ = ["Bundle", "Recipe", "load", "load_recipe", "run", "verify"]
+__all__ = ["Bundle", "Recipe", "load", "load_recipe", "outcome", "run", "verify"]
 
 _HOME = {
     "Bundle": "pipelines.bundle",
     "Recipe": "pipelines.recipe",
     "load": "pipelines.loading",
     "load_recipe": "pipelines.recipe",
+    "outcome": "pipelines.runner",
     "run": "pipelines.runner",
     "verify": "pipelines.checking",
 }

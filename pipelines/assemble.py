@@ -118,7 +118,10 @@ def _place(judged: Judged, path: Path) -> str:
     if portable is not None and judged.artifact is not None and judged.artifact.format == "onnx":
         folder = Path(portable).parent
         return portable if path.suffix == ".onnx" else f"{folder}/{path.name}"
-    return f"variants/{judged.candidate.variant.id}/{path.name}"
+    # Never model.onnx: tools that search a folder for that name must find the portable one.
+    form = judged.candidate.variant.form
+    name = f"model_{form}.onnx" if path.name == "model.onnx" and form else path.name
+    return f"variants/{judged.candidate.variant.id}/{name}"
 
 
 def _golden(recorded: Path) -> Files:
@@ -244,7 +247,7 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
         "verdict": {
             "ok": written.selected.get("overall") is not None,
             "selected": dict(written.selected),
-            "sentence": sentence(written),
+            "sentence": sentence(written, results.race.get("busy_elsewhere")),
         },
         "data": {
             "evaluation": {**record["data"], "note": f"quality on all rows, parity on up to {limit} of them"},
@@ -270,8 +273,19 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
     }
 
 
-def sentence(written: Manifest) -> str:
-    """The verdict in a sentence."""
+BUSY = 0.25
+"""Share of the processors' time that other programs took, from which on the verdict warns of its figures."""
+
+
+def sentence(written: Manifest, busy: float | None = None) -> str:
+    """The verdict in a sentence; it warns where other programs kept the machine busy while it was timed."""
+    told = _verdict(written)
+    if busy is None or busy <= BUSY:
+        return told
+    return f"{told}. Other programs took {busy:.0%} of the processors meanwhile: time it again on an idle machine"
+
+
+def _verdict(written: Manifest) -> str:
     overall = written.selected.get("overall")
     if overall is None:
         return "Do not ship: no variant passed its gates"

@@ -36,6 +36,12 @@ ESCAPE = "\x1b"
 Planish = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of test folders can be long, and wrapped lines are not what these tests are about."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 @pytest.fixture
 def planish(capsys: pytest.CaptureFixture[str]) -> Planish:
     """``planish(*arguments)`` in this process: exit status, stdout, stderr."""

@@ -138,13 +138,15 @@ def test_an_idle_workers_threads_stand_still_while_another_is_timed(
         (spec("bad", 1, opener="open_crashing"), "SIGSEGV"),
         pytest.param(spec("bad", 1, opener="open_hanging"), "not ready within", marks=pytest.mark.slow),
         (spec("bad", 1, opener="no_such_opener"), "no such opener"),
-        (spec("bad", 1, runs_until_trouble=300, trouble="crash"), "SIGSEGV"),
-        (spec("bad", 1, runs_until_trouble=300, trouble="hang"), "no answer within"),
+        (spec("bad", 1, runs_until_trouble=210, trouble="crash"), "SIGSEGV"),
+        (spec("bad", 1, runs_until_trouble=210, trouble="hang"), "no answer within"),
         (spec("bad", 1, size=2), "wrong shape"),
     ],
 )
 def test_a_worker_that_fails_does_so_alone(points: dict[str, Path], log: Path, bad: WorkerSpec, words: str) -> None:
-    plan = Plan(rounds=8, min_block_ms=100, host_rounds=0, open_timeout_s=14, block_timeout_s=4, budget_s=1)
+    plan = Plan(
+        rounds=10, min_rounds=10, min_block_ms=100, host_rounds=0, open_timeout_s=14, block_timeout_s=4, budget_s=1
+    )
     result = measure([spec("eager", 2), bad, spec("good", 1)], {"p": points["1x16"]}, log=log, plan=plan)
     assert words in (result.workers["bad"].error or "")
     assert result.workers["bad"].points == {}
@@ -166,7 +168,7 @@ def test_without_the_baseline_there_are_timings_but_no_ratios(points: dict[str, 
 def test_workers_that_do_not_fit_together_are_measured_in_groups_with_the_baseline(
     points: dict[str, Path], log: Path
 ) -> None:
-    workers = [spec(name, ms, estimated_bytes=10) for name, ms in (("eager", 8), ("compile", 4), ("quick", 2))]
+    workers = [spec(name, ms, estimated_bytes=10) for name, ms in (("eager", 60), ("compile", 10), ("quick", 1))]
     plan = Plan(rounds=5, min_block_ms=5, host_rounds=0, concurrent_bytes=20)
     result = measure(workers, {"p": points["1x16"]}, log=log, plan=plan)
     quick = result.workers["quick"].points["p"]
