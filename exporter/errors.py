@@ -50,6 +50,10 @@ class EnvironmentLackError(PlanishError):
     exit_status = 3
 
 
+class NoSpaceError(EnvironmentLackError):
+    """A disk is full (exit status 3)."""
+
+
 class InternalError(PlanishError):
     """A bug in Planish or in a library below it (exit status 4)."""
 

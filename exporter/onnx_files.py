@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import EnvironmentLackError, RequestError
+from exporter.errors import NoSpaceError, RequestError
 from exporter.onnx_names import name_nodes_by_module, rename_axes, strip_metadata
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def save_model(model: ir.Model, path: Path | str, *, external_data: bool | None 
         `path`.
 
     Raises:
-        EnvironmentLackError: No space is left on the disk.
+        NoSpaceError: No space is left on the disk.
     """
     import onnx_ir as ir
 
@@ -122,7 +122,7 @@ def save_model(model: ir.Model, path: Path | str, *, external_data: bool | None 
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise EnvironmentLackError("no space is left to write the ONNX model", path, "Free some disk space") from error
+        raise NoSpaceError("no space is left to write the ONNX model", path, "Free some disk space") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path

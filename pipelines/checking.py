@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +95,10 @@ def verify(
     progress = progress or Progress(quiet=True)
     if not folder.is_dir():
         raise RequestError("no such bundle", folder, f"A bundle is a folder with a {MANIFEST} in it")
-    if not (folder / MANIFEST).is_file() and not (folder / GOLDEN).is_dir():
-        raise RequestError("not a bundle", folder, f"A bundle is a folder with a {MANIFEST} in it")
+    if not os.path.lexists(folder / MANIFEST):
+        if not (folder / GOLDEN).is_dir():
+            raise RequestError("not a bundle", folder, f"A bundle is a folder with a {MANIFEST} in it")
+        return Verification(folder, (Difference(MANIFEST, "missing", "what else is here looks like a bundle"),))
     with progress.step("Check every file"):
         differences = tuple(check_integrity(folder))
     if differences:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.errors import EnvironmentLackError, PlanishError, RequestError
+from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError, RequestError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -83,7 +83,9 @@ def disk_error(error: BaseException, place: Path, remedy: str) -> PlanishError |
     link: BaseException | None = error
     while link is not None:
         if (isinstance(link, OSError) and link.errno in _FULL) or "No space left on device" in str(link):
-            return EnvironmentLackError("no space left on the disk", place, f"Free some space, or {remedy}")
+            return NoSpaceError("no space left on the disk", place, f"Free some space, or {remedy}")
+        if isinstance(link, NoSpaceError) and (link.value is None or _below(link.value, place)):  # a job's own words
+            return NoSpaceError("no space left on the disk", place, f"Free some space, or {remedy}")
         link = link.__cause__ or link.__context__
     if isinstance(error, OSError) and _about(error.filename, place):
         if error.errno in _REFUSED:
@@ -104,6 +106,10 @@ def _about(name: object, place: Path) -> bool:
         return False
     path, place = Path(name).absolute(), place.absolute()
     return place.is_relative_to(path) or place in (path.parent, path.parent.parent)
+
+
+def _below(name: object, place: Path) -> bool:
+    return Path(str(name)).absolute().is_relative_to(place.absolute())
 
 
 def _sentence(remedy: str) -> str:

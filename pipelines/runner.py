@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import GateError, PlanishError
+from exporter.errors import GateError, NoSpaceError, PlanishError
 from exporter.original.plain import original_arguments
 from exporter.sources import resolve_source
 from exporter.tasks import get_task, infer_task
@@ -138,6 +138,7 @@ def _make(shop: Workshop, recipe: Recipe, source: Source) -> tuple[Bench, Artifa
     identity = original_key(original)
     planned = candidates(recipe, traceable=source.kind != "onnx")
     data, data_id = _data(recipe)
+    _refuse_bad_data(recipe)
     asked = {
         "samples": recipe.parity.samples,
         "seed": recipe.seed,
@@ -159,7 +160,7 @@ def _make(shop: Workshop, recipe: Recipe, source: Source) -> tuple[Bench, Artifa
                 build_engine(shop, artifacts, candidate)
                 remember_engine(artifacts.engines[candidate.variant.id]["digest"])
             except PlanishError as error:
-                if error.exit_status == 130 or "disk space" in error.what:
+                if error.exit_status == 130 or isinstance(error, NoSpaceError):
                     raise
                 artifacts.errors[candidate.variant.id] = error
     return Bench(shop, recipe, original, recorded, data), artifacts, [locate(c, artifacts) for c in planned]
@@ -176,6 +177,20 @@ def _data(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"path": None, **common}, {"built-in": path_digest(built_in), **common}
     path = Path(asked.evaluation)
     return {"path": str(path), **common}, {"sha256": recipe.resolved()["data"]["sha256"], **common}
+
+
+def _refuse_bad_data(recipe: Recipe) -> None:
+    """Open the user's data once before anything heavy starts: what is wrong with a file is said at once.
+
+    The roles of a `custom` task are its model's inputs, which nobody knows yet: there the first stage finds out.
+    """
+    asked = recipe.data
+    if asked.evaluation is not None and get_task(str(recipe.task)).roles:
+        from calibration.datasets import load_task_dataset
+
+        load_task_dataset(
+            str(recipe.task), asked.evaluation, columns=asked.columns, limit=asked.limit, split=asked.split
+        )
 
 
 def _log(name: str) -> Path:

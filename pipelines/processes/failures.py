@@ -14,6 +14,7 @@ from exporter.errors import (
     CancelledError,
     EnvironmentLackError,
     InternalError,
+    NoSpaceError,
     PlanishError,
 )
 
@@ -59,7 +60,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def _lack(error: BaseException) -> EnvironmentLackError | None:
     text = "" if isinstance(error, PlanishError) else str(error)
     if (isinstance(error, OSError) and error.errno in _NO_SPACE_ERRNOS) or any(t in text for t in _NO_SPACE_TEXTS):
-        return EnvironmentLackError(
+        return NoSpaceError(
             "there is no disk space left", getattr(error, "filename", None), "Free some, or choose another folder"
         )
     no_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

@@ -151,7 +151,7 @@ def test_everything_is_taken_from_the_cache(
 
 def test_an_export_repeats_byte_for_byte(bundle: Path, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
     """Another source folder, another working folder, nothing cached, no data given: the same ``onnx/``."""
-    elsewhere = shutil.copytree(model_folder("bert"), tmp_path / "deep" / "er" / "a model")
+    shutil.copytree(model_folder("bert"), tmp_path / "deep" / "er" / "a model")
     (tmp_path / "work").mkdir()
     arguments = ["export", "../deep/er/a model", "--out", "made", "--no-cache", *settings()]
     done = planish(*arguments, cache=tmp_path / "unused", cwd=tmp_path / "work", TMPDIR=str(tmp_path))
@@ -198,17 +198,14 @@ def test_json_is_one_document(bundle: Path, model_folder: Folders, cache: Path, 
 
 def test_no_variant_passes(bundle: Path, here: Planish, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
     command = ["export", model_folder("bert"), "--data", texts]
-    status, out, err = here(
-        *command, "--out", tmp_path / "fast", "--quiet", *settings("latency.min_speedup=1e9", "require=[]")
-    )
+    asked = ["--out", tmp_path / "fast", "--quiet", *settings("latency.min_speedup=1000000000.0", "require=[]")]
+    status, out, err = here(*command, *asked)
     assert status == 1
     assert ORT in out
     assert err.startswith("error: no variant passed")
     assert manifest(tmp_path / "fast")["selected"] == {"overall": None, "1x8": None}
     assert verdicts(tmp_path / "fast")[ORT][0] == "failed"
-    status, out, err = here(
-        *command, "--out", tmp_path / "fast", "--json", "--quiet", *settings("latency.min_speedup=1e9", "require=[]")
-    )
+    status, out, err = here(*command, *asked, "--json")
     assert (status, err) == (1, "")
     assert json.loads(out)["verdict"]["ok"] is False
 
