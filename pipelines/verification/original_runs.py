@@ -207,23 +207,39 @@ def _cast_all(module: nn.Module, dtype: Any) -> None:
 
 
 def _widen_on_call(module: nn.Module, stack: ExitStack, watcher: Any) -> None:
-    """Hooks: a module's own tensors are FP64 while it runs. The watcher looks away meanwhile."""
+    """Hooks: a module's own tensors are FP64 while it runs, and look so all the time. The watcher looks away meanwhile.
+
+    Between calls a stand-in has their place: as large, FP64, and never written to, so that the system gives it no
+    memory. A model that asks for the type of a weight which it does not call itself (to bring an image to it, say) is
+    told the type that the weight will have. Whoever reads the stand-in gets the widened values, by the watcher.
+    """
     import torch
 
-    held: dict[int, list[list[tuple[Tensor, Tensor]]]] = {}
+    originals: dict[int, Tensor] = {}
+    stand_ins: dict[int, Tensor] = {}
+    held: dict[int, list[list[Tensor]]] = {}
+    for owner in module.modules():
+        for tensor in _own_tensors(owner):
+            if tensor.dtype == torch.float32 and tensor.numel():
+                originals[id(tensor)] = tensor.data
+                stand_ins[id(tensor)] = tensor.data = torch.empty_like(tensor.data, dtype=torch.float64)
+    watcher.stands_for.update((stand_ins[key].untyped_storage().data_ptr(), data) for key, data in originals.items())
+
+    def waiting(tensor: Tensor) -> bool:
+        return id(tensor) in stand_ins and tensor.data_ptr() == stand_ins[id(tensor)].data_ptr()
 
     def widen(owner: nn.Module, _args: Any) -> None:
         watcher.away = True
-        kept = [(tensor, tensor.data) for tensor in _own_tensors(owner) if tensor.dtype == torch.float32]
-        for tensor, data in kept:
-            tensor.data = data.double()
+        kept = [tensor for tensor in _own_tensors(owner) if waiting(tensor)]
+        for tensor in kept:
+            tensor.data = originals[id(tensor)].double()
         watcher.away = False
         held.setdefault(id(owner), []).append(kept)
 
     def restore(owner: nn.Module, _args: Any, _output: Any) -> None:
         watcher.away = True
-        for tensor, data in held[id(owner)].pop():
-            tensor.data = data
+        for tensor in held[id(owner)].pop():
+            tensor.data = stand_ins[id(tensor)]
         watcher.away = False
 
     for owner in module.modules():
@@ -254,13 +270,21 @@ def _watcher(module: nn.Module) -> Any:
     def widen(tensor: Tensor) -> Tensor:
         if tensor.dtype == torch.float32 and tensor.untyped_storage().data_ptr() in weights:
             return tensor.double()
+        if stands_for and (meant := stands_for.get(tensor.untyped_storage().data_ptr())) is not None:
+            return meant.double()
         return tensor
 
     def tensors(tree: Any) -> list[Tensor]:
         return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
+    stands_for: dict[int, Tensor] = {}
+
     class Watcher(TorchDispatchMode):
         away = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stands_for = stands_for  # what a stand-in's storage stands for
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if self.away:

@@ -77,11 +77,23 @@ class RepeatsALayer(nn.Module):
         return x
 
 
+class FollowsTheTypeOfAWeight(nn.Module):
+    """Brings its input to the type of a weight that another module owns, as vision models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.inner((x * 1.1).to(self.inner.weight.dtype)))
+
+
 MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[Case]]]] = {
     "plain": (Plain, vectors),
     "reads weights of others": (ReadsWeightsOfOthers, tokens),
     "recurrent": (Recurrent, tokens),
     "repeats a layer": (RepeatsALayer, vectors),
+    "follows the type of a weight": (FollowsTheTypeOfAWeight, vectors),
 }
 
 
