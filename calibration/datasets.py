@@ -100,16 +100,22 @@ def load_dataset(
     count = sum(1 for _ in convert())
     if count == 0:
         raise RequestError("the data file has no rows", path, "Give a file with at least one row")
-    kept: set[int] | None = None
-    if limit is not None and limit < count:
-        kept = set(np.random.default_rng(seed).choice(count, size=limit, replace=False).tolist())
-
-    def rows() -> Iterator[Row]:
-        if kept is None:
-            return convert()
-        return islice((row for i, row in enumerate(convert()) if i in kept), len(kept))
-
+    rows = _drawn(convert, count, limit, seed)
     return make_dataset(path.name, tuple(chosen), rows, bool(TRUTH & set(chosen)))
+
+
+def limited(data: Dataset, limit: int | None, *, seed: int = 0) -> Dataset:
+    """At most `limit` rows of a data set, drawn evenly at random by `seed`, in their order."""
+    if limit is None or limit >= len(data):
+        return data
+    return make_dataset(data.origin, data.roles, _drawn(data.source, len(data), limit, seed), data.labelled)
+
+
+def _drawn(rows: Callable[[], Iterable[Row]], count: int, limit: int | None, seed: int) -> Callable[[], Iterable[Row]]:
+    if limit is None or limit >= count:
+        return rows
+    kept = set(np.random.default_rng(seed).choice(count, size=limit, replace=False).tolist())
+    return lambda: islice((row for i, row in enumerate(rows()) if i in kept), len(kept))
 
 
 def load_task_dataset(

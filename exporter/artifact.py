@@ -49,6 +49,14 @@ class Signature:
                 return axis
         raise KeyError(name)
 
+    @property
+    def length(self) -> Axis | None:
+        """The axis that the second number of an operating point such as ``8x128`` means: the only dynamic one of the
+        inputs besides ``batch``, whatever its name; ``None`` where there is none, or where there are several."""
+        used = {dim for spec in self.inputs for dim in spec.shape}
+        others = [axis for axis in self.axes if axis.name != "batch" and axis.name in used]
+        return others[0] if len(others) == 1 else None
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

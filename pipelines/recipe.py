@@ -152,13 +152,23 @@ class Recipe(Section):
             data["source"] = Path(self.source).name
         if self.data.evaluation is not None:
             path = Path(self.data.evaluation)
-            found = path_digest(path)
+            found = self._data_digest(path)
             if self.data.sha256 not in (None, found):
                 raise RequestError(
                     "recipe key 'data.sha256': the evaluation data has another digest", found, f"Check {path}"
                 )
             data["data"] |= {"evaluation": path.name, "sha256": found}
         return data
+
+    def _data_digest(self, path: Path) -> str:
+        """Of the file or folder; for pictures also of those that its rows name, which lie in files of their own."""
+        found = path_digest(path)
+        if self.task != "image-classification":
+            return found
+        from calibration.datasets import load_task_dataset
+
+        rows = load_task_dataset(self.task, path, columns=self.data.columns, split=self.data.split)
+        return json_digest({"file": found, "rows": rows.digest})
 
     def digest(self) -> str:
         """`recipe_digest` of the resolved recipe."""

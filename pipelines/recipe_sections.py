@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.recipe_errors import Wrong
 
@@ -18,6 +27,11 @@ Bool = Annotated[bool, Strict()]
 Count = Annotated[Int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
 Point = Annotated[str, Field(min_length=1)]
+Column = Annotated[
+    Name,
+    BeforeValidator(lambda value: str(value) if type(value) is int and value >= 0 else value),
+    WithJsonSchema({"type": ["string", "integer"], "minLength": 1, "minimum": 0}),
+]
 
 
 class Section(BaseModel):
@@ -95,14 +109,15 @@ class Data(Section):
 
     Attributes:
         evaluation: Path of the data; `None` takes Planish's own sentences.
-        columns: Role (``text``, ``label`` …) to the column that plays it.
-        limit: Rows taken at most, from the start.
+        columns: Role (``text``, ``label`` …) to the column that plays it: its name, or its position from 0 in a CSV or
+            TSV file without a header line.
+        limit: Rows taken at most, drawn evenly at random by the recipe's `seed`.
         split: Split of a `datasets` folder.
         sha256: Digest of the data (filled in by `Recipe.resolved`); where given, the data must have it.
     """
 
     evaluation: Name | None = None
-    columns: dict[Name, Name] = {}
+    columns: dict[Name, Column] = {}
     limit: Count | None = None
     split: Name | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None

@@ -54,7 +54,8 @@ def batch_and_length(inputs: Mapping[str, Array], signature: Signature) -> tuple
             if isinstance(axis, str):
                 sizes[axis] = size
     first = np.shape(inputs[signature.inputs[0].name]) if signature.inputs[0].name in inputs else ()
-    return sizes.get("batch", first[0] if first else 1), sizes.get("sequence")
+    along = signature.length
+    return sizes.get("batch", first[0] if first else 1), None if along is None else sizes.get(along.name)
 
 
 class Router:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import GateError, NoSpaceError, PlanishError
+from exporter.errors import GateError, NoSpaceError, PlanishError, RequestError
 from exporter.original.plain import original_arguments
 from exporter.sources import resolve_source
 from exporter.tasks import get_task, infer_task
@@ -71,7 +71,14 @@ def run(
         progress.say(f"{source.spec}: {task.name}, log in {log}")
         shop = Workshop(cache, progress, log, recipe.threads or usable_cores())
         results = _work(shop, recipe, source)
-        return _write(results, folder, replace=state == "replace")
+        try:
+            return _write(results, folder, replace=state == "replace")
+        except RequestError:
+            # Another run may have written the same bundle there meanwhile.
+            if check_out(folder, source.digest, recipe.digest(), overwrite=False) != "up-to-date":
+                raise
+            progress.say(f"{folder} was written by another run of the same")
+            return read_bundle(folder)
 
 
 def outcome(bundle: Bundle) -> GateError | None:

@@ -127,8 +127,9 @@ def bench(
 
 @app.command()
 def inspect(
-    subject: Annotated[Path, typer.Argument(help="A bundle or a model.", metavar="BUNDLE|MODEL")],
+    subject: Annotated[str, typer.Argument(help="A bundle or a model.", metavar="BUNDLE|MODEL")],
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Say what is inside a bundle or a model, in a screen."""
     from pipelines.cli.inspecting import inspect_subject
@@ -137,7 +138,7 @@ def inspect(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> int:
+def doctor(as_json: Json = False, quiet: Quiet = False) -> int:
     """Say what this machine has, and what each missing target needs."""
     from pipelines.cli.inspecting import doctor as examine
 
@@ -154,7 +155,7 @@ def name(source: Source) -> int:
 
 
 @cache_app.command("ls")
-def cache_ls(as_json: Json = False) -> int:
+def cache_ls(as_json: Json = False, quiet: Quiet = False) -> int:
     """List the cached stages."""
     from pipelines.cli.caching import list_cache
 
@@ -167,6 +168,7 @@ def cache_clean(
         float | None, typer.Option("--older-than-days", min=0.0, help="Only what is older.")
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Remove cached stages that no running process uses."""
     from pipelines.cli.caching import clean_cache

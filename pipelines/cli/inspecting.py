@@ -25,7 +25,7 @@ def doctor(as_json: bool) -> int:
     return 0
 
 
-def inspect_subject(subject: Path, as_json: bool) -> int:
+def inspect_subject(subject: str, as_json: bool) -> int:
     """Print what is inside a bundle or a model.
 
     Args:
@@ -48,11 +48,11 @@ def inspect_subject(subject: Path, as_json: bool) -> int:
     return 0
 
 
-def describe(subject: Path) -> dict[str, Any]:
+def describe(subject: str) -> dict[str, Any]:
     """What is inside, as plain data; its ``kind`` is ``bundle``, ``onnx``, ``program`` or ``model``."""
     from pipelines.cli import contents
 
-    path = subject.expanduser()
+    path = Path(subject).expanduser()
     if path.name == _MANIFEST and path.is_file():
         return contents.describe_bundle(path.parent)
     if (path / _MANIFEST).is_file():
@@ -63,7 +63,7 @@ def describe(subject: Path) -> dict[str, Any]:
         return contents.describe_program(path)
     from exporter.sources import resolve_source
 
-    return contents.describe_source(resolve_source(str(subject)))
+    return contents.describe_source(resolve_source(subject))
 
 
 def _show_bundle(found: Mapping[str, Any], screen: Screen) -> None:

@@ -28,11 +28,12 @@ def open_data(asked: Mapping[str, Any], task: str, signature: Signature, contrac
     Raises:
         RequestError: The data cannot be read, or lack what the task needs.
     """
-    from calibration.datasets import load_task_dataset
+    from calibration.datasets import limited, load_task_dataset
     from calibration.defaults import default_dataset
 
     if asked["path"] is None:
-        return default_dataset(task, signature, contract, seed=asked["seed"])
+        built_in = default_dataset(task, signature, contract, seed=asked["seed"])
+        return limited(built_in, asked["limit"], seed=asked["seed"])
     return load_task_dataset(
         task,
         Path(asked["path"]),

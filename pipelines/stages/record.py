@@ -72,20 +72,21 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
 def usable_points(labels: Sequence[str], signature: Signature) -> tuple[list[str], list[str]]:
     """The operating points that a model takes, and a sentence for each that it does not.
 
-    A model without a sequence axis takes the batch sizes alone.
+    A model without a length (`Signature.length`) takes the batch sizes alone.
     """
     axes = {axis.name: axis for axis in signature.axes}
+    along = signature.length
     kept: list[str] = []
     dropped: list[str] = []
     for label in labels:
         batch, length = parse_point(label)
-        name = f"{batch}" if "sequence" not in axes else f"{batch}x{length}"
-        if "sequence" in axes and length is None:
-            dropped.append(f"{label}: this model needs a sequence length too")
+        name = f"{batch}" if along is None else f"{batch}x{length}"
+        if along is not None and length is None:
+            dropped.append(f"{label}: this model needs a length too (of its axis {along.name!r})")
         elif "batch" in axes and batch > axes["batch"].max:
             dropped.append(f"{label}: the model takes batches of {axes['batch'].max} at most")
-        elif "sequence" in axes and length is not None and length > axes["sequence"].max:
-            dropped.append(f"{label}: the model takes {axes['sequence'].max} tokens at most")
+        elif along is not None and length is not None and not along.min <= length <= along.max:
+            dropped.append(f"{label}: the model takes lengths from {along.min} to {along.max}")
         elif name not in kept:
             kept.append(name)
     return kept, dropped
@@ -140,7 +141,7 @@ def point_inputs(
 ) -> dict[str, np.ndarray]:
     """Inputs of exactly an operating point's shape, real samples end to end, all attended to."""
     batch, length = parse_point(label)
-    wanted = {"batch": batch, "sequence": length}
+    wanted = {"batch": batch, signature.length.name if signature.length else "": length}
     axes = {axis.name: axis for axis in signature.axes}
     inputs: dict[str, np.ndarray] = {}
     for spec in signature.inputs:

@@ -116,10 +116,9 @@ class _Builder:
         self.budget = budget
         self.rng = np.random.default_rng(seed)
         used = {dim for spec in self.specs for dim in spec.shape if isinstance(dim, str)}
-        axes = {axis.name: axis for axis in signature.axes if axis.name in used}
-        self.batch = axes.pop("batch", None)
+        self.batch = next((axis for axis in signature.axes if axis.name == "batch" and "batch" in used), None)
         # With several lengths (images of free height and width) only the batch is varied: the samples give the rest.
-        self.length = next(iter(axes.values())) if len(axes) == 1 else None
+        self.length = signature.length
         if self.length is not None and (longest := max(map(self._length_of, self.samples))) > self.length.max:
             raise RequestError("a sample is longer than the model accepts", longest, f"Cut it to {self.length.max}")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calibration.datasets import limited
 from calibration.defaults import default_dataset, default_images, default_sentences, generated_tensors
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
 from exporter.errors import RequestError
@@ -17,6 +18,15 @@ def test_the_sentences_are_many_different_and_of_all_lengths() -> None:
     assert sum(text.endswith("?") for text in texts) >= 10
     assert data.origin == "built-in sentences"
     assert not data.labelled
+
+
+def test_a_limit_holds_for_built_in_data_too() -> None:
+    whole = default_sentences()
+    few = limited(whole, 10, seed=3)
+    assert len(few) == len(list(few)) == 10
+    assert few.digest == limited(whole, 10, seed=3).digest != limited(whole, 10, seed=4).digest
+    assert [row["text"] for row in few] == [row["text"] for row in whole if row in list(few)]
+    assert limited(whole, 10_000) is limited(whole, None) is whole
 
 
 def test_the_answers_stand_in_their_paragraphs() -> None:

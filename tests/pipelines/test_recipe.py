@@ -80,7 +80,7 @@ def test_import_needs_no_model_library() -> None:
         ({"source": "a", "require": ["onnxruntime-cpu-int8"]}, "'require'", "onnxruntime-cpu-int8", "precisions"),
         ({"source": "a", "threads": 0}, "'threads'", "0", "at least 1"),
         ({"source": "a", "quality": {"max_drop": 2.0, "max_drop_worst": 1}}, "'quality.max_drop_worst'", "1", "2.0"),
-        ({"source": "a", "data": {"columns": {"text": 3}}}, "'data.columns.text'", "3", "quote it"),
+        ({"source": "a", "data": {"columns": {"text": -3}}}, "'data.columns.text'", "-3", "quote it"),
         ({"source": "a", "task": "fill-mask", "custom": {"inputs": {"x": {"dtype": "int64", "shape": [1]}},
           "outputs": ["y"]}}, "'task'", "fill-mask", "task: custom"),
     ],
@@ -263,6 +263,27 @@ def test_evaluation_data_must_exist_and_have_the_stated_digest(tmp_path: Path) -
     (tmp_path / "x.csv").write_text("text\n")
     with pytest.raises(RequestError, match=r"data\.sha256.*another digest"):
         Recipe(source="a", data={"evaluation": str(tmp_path / "x.csv"), "sha256": "0" * 64}).resolved()
+
+
+def test_a_changed_picture_is_other_data(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "rows.csv").write_text("image\nred.png\n")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    recipe = Recipe(source="m", task="image-classification", data={"evaluation": str(tmp_path / "rows.csv")})
+    before = recipe.digest()
+    assert recipe.digest() == before
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "red.png")
+    assert recipe.digest() != before
+
+
+def test_columns_by_position_are_numbers_or_their_digits() -> None:
+    recipe = Recipe(source="m", data={"columns": {"text": 0, "label": 3}})
+    assert recipe == Recipe(source="m", data={"columns": {"text": "0", "label": "3"}})
+    with pytest.raises(RequestError, match="columns"):
+        Recipe(source="m", data={"columns": {"text": -1}})
+    with pytest.raises(RequestError, match="columns"):
+        Recipe(source="m", data={"columns": {"text": True}})
 
 
 def test_points() -> None:

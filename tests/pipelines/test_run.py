@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,18 @@ from pipelines import Recipe, load, run
 from pipelines.bundle import Bundle, check_integrity, read_bundle
 from pipelines.cli import run_command
 from pipelines.runner import outcome
-from tests.pipelines.jobs import SMALL, TEXTS, digests, export, manifest, planish, settings, verdicts
+from tests.pipelines.jobs import (
+    COMMAND,
+    SMALL,
+    TEXTS,
+    digests,
+    environment,
+    export,
+    manifest,
+    planish,
+    settings,
+    verdicts,
+)
 
 pytestmark = pytest.mark.slow
 ORT = "onnxruntime-cpu-fp32"
@@ -132,6 +144,23 @@ def test_a_second_run_is_up_to_date(bundle: Path, model_folder: Folders, cache: 
     assert "is up to date" in again.stderr
     assert ORT in again.stdout
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in bundle.rglob("*")} == before
+
+
+def test_two_runs_of_the_same_at_once_into_one_folder(
+    bundle: Path, model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = [model_folder("bert"), "--out", out, *settings("include_source=true", "seed=7"), "--data", texts]
+    command = [*COMMAND, "export", *map(str, asked)]
+    runs = [
+        subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in runs:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    assert not check_integrity(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_everything_is_taken_from_the_cache(
