@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +30,10 @@ def thread_environment(threads: int) -> dict[str, str]:
 class Child:
     """A function that runs in a process of its own, in a process group of its own, and dies with this process.
 
-    Its stdout and stderr go to the end of the log. Messages are JSON documents over pipes. Use it as a context
-    manager: leaving it kills whatever is left of the group. The kernel also ends the child when the *thread* that
-    made it ends, so keep it within one thread.
+    Its stdout and stderr go to the end of the log. Its temporary files (``TMPDIR``) go to a folder that is removed with
+    it: an engine is unpacked into one, and a process that is killed would leave it there. Messages are JSON documents
+    over pipes. Use it as a context manager: leaving it kills whatever is left of the group. The kernel also ends the
+    child when the *thread* that made it ends, so keep it within one thread.
 
     Args:
         function: ``"module:name"``; called with `arguments` as its only argument.
@@ -67,9 +69,9 @@ class Child:
             }
         )
         extra = {**(thread_environment(threads) if threads is not None else {}), **(env or {})}
-        environment, self._token = tree.environment(extra)
         log.parent.mkdir(parents=True, exist_ok=True)
         tree.prepare()
+        environment, self._token, self._scratch = tree.environment(extra)
         self._messages, messages_write = os.pipe()
         try:
             with log.open("ab") as output:
@@ -87,6 +89,7 @@ class Child:
                 )
         except BaseException:
             os.close(self._messages)
+            shutil.rmtree(self._scratch, ignore_errors=True)
             raise
         finally:
             os.close(messages_write)
@@ -168,6 +171,7 @@ class Child:
         tree.unregister(self.pid)
         self.returncode = self._process.wait()
         os.close(self._messages)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()

@@ -9,12 +9,14 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pipelines.disk import disk_errors
 from pipelines.processes import watcher
 from pipelines.processes.watcher import TREE_VARIABLE
 
@@ -25,6 +27,7 @@ class _Tree:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.token = secrets.token_hex(8)
+        self.scratch = Path(tempfile.gettempdir()) / f"planish-{self.token}"
         self.groups: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -41,7 +44,7 @@ class _Tree:
         if self._process is not None and self._process.poll() is None:
             return
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", watcher.__file__, str(self.owner), self.token],
+            [sys.executable, "-I", "-S", watcher.__file__, str(self.owner), self.token, str(self.scratch)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -82,18 +85,26 @@ def _tree() -> _Tree:
     return _current
 
 
-def environment(extra: dict[str, str]) -> tuple[dict[str, str], str]:
-    """The environment for a new child, and the token in it by which the child and its descendants are known.
+def environment(extra: dict[str, str]) -> tuple[dict[str, str], str, Path]:
+    """The environment for a new child, the token in it by which the child and its descendants are known, and the folder
+    for their temporary files, which is there already.
 
     Tokens of nested runs are joined, so that each run in a chain finds its own descendants.
     """
     with _lock:
-        token = f"{_tree().token}.{secrets.token_hex(4)}"
+        tree = _tree()
+        number = secrets.token_hex(4)
+        token = f"{tree.token}.{number}"
+        scratch = tree.scratch / number
+    with disk_errors(scratch.parent.parent, "set TMPDIR to another folder"):
+        scratch.parent.mkdir(mode=0o700, exist_ok=True)
+        scratch.mkdir()
     inherited = os.environ.get(TREE_VARIABLE)
     joined = f"{inherited}:{token}" if inherited else token
     root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
-    return {**os.environ, "PYTHONPATH": search, **extra, TREE_VARIABLE: joined}, token
+    own = {"PYTHONPATH": search, "TMPDIR": str(scratch), **extra, TREE_VARIABLE: joined}
+    return {**os.environ, **own}, token, scratch
 
 
 def prepare() -> None:

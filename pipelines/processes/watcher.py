@@ -4,14 +4,15 @@
 starts this file once (standard library only, own session) with the read end of a pipe as its stdin. The run writes
 ``+<process group>`` and ``-<process group>`` lines; when the pipe closes, for whatever reason, every group still
 registered is killed, and so is every process whose environment carries the run's token: that catches grandchildren
-that moved to a session of their own, as compiler pools do.
+that moved to a session of their own, as compiler pools do. The folder for their temporary files goes last.
 
-Started as ``python -I -S watcher.py <pid of the run> <token>``.
+Started as ``python -I -S watcher.py <pid of the run> <token> <folder for temporary files>``.
 """
 
 import contextlib
 import os
 import select
+import shutil
 import signal
 import sys
 
@@ -51,8 +52,8 @@ def kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def watch(parent: int, token: str) -> None:
-    """Follow the run's registrations until it is gone, then kill what is left of it."""
+def watch(parent: int, token: str, scratch: str) -> None:
+    """Follow the run's registrations until it is gone, then kill what is left of it and remove its temporary files."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
@@ -71,7 +72,8 @@ def watch(parent: int, token: str) -> None:
     for group in groups:
         kill_group(group)
     kill_tagged(token)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), sys.argv[2])
+    watch(int(sys.argv[1]), sys.argv[2], sys.argv[3])

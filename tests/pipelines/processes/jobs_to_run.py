@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -94,7 +95,11 @@ def sleep(arguments: dict[str, Any]) -> None:
 
 
 def family(arguments: dict[str, Any]) -> None:
-    """Start children: one in this group, one in a session of its own, one job of our own; tell their ids; wait."""
+    """Start children: one in this group, one in a session of its own, one job of our own; tell their ids; wait.
+
+    Leaves a temporary folder, as a library does whose process is killed.
+    """
+    tempfile.mkdtemp(prefix="unpacked-")
     same = subprocess.Popen(["sleep", "600"])
     other = subprocess.Popen(["sleep", "600"], start_new_session=True)
     report_progress(f"{os.getpid()} {same.pid} {other.pid}")

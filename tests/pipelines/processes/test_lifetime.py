@@ -38,6 +38,20 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in text.split()]
 
 
+def temporary_of(log: Path) -> Path:
+    """Where a parent with this log, and what it starts, keep their temporary files."""
+    folder = log.parent / "temporary"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def none_left_in(folder: Path, seconds: float = 5) -> list[str]:
+    end = time.monotonic() + seconds
+    while (left := sorted(path.name for path in folder.iterdir())) and time.monotonic() < end:
+        time.sleep(0.02)
+    return left
+
+
 class Parent:
     def __init__(self, log: Path, what: str) -> None:
         self.process = subprocess.Popen(
@@ -45,6 +59,7 @@ class Parent:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(temporary_of(log))},
             start_new_session=True,
         )
         self.pids: list[int] = []
@@ -83,9 +98,11 @@ def test_kill_9_of_the_parent_ends_children_grandchildren_and_watcher(
     started.append(parent)
     assert len(set(parent.pids)) >= (7 if what == "nested" else 4)
     assert all(alive(pid) for pid in parent.pids)
+    assert list(temporary_of(log).rglob("unpacked-*")) != []
     parent.process.kill()
     parent.process.wait()
     assert wait_until_gone(parent.pids) == []
+    assert none_left_in(temporary_of(log)) == []
 
 
 def test_kill_9_is_noticed_although_a_fork_holds_the_pipe_open(log: Path, started: list[Parent]) -> None:
@@ -117,6 +134,7 @@ def test_a_parent_that_ends_normally_takes_its_children_and_watcher_along(log: P
     started.append(parent)
     assert parent.process.wait(60) == 0
     assert wait_until_gone(parent.pids) == []
+    assert none_left_in(temporary_of(log)) == []
 
 
 @pytest.mark.parametrize(
@@ -130,6 +148,7 @@ def test_an_interrupt_ends_everything_and_then_the_parent(
     os.kill(parent.process.pid, number)
     assert parent.process.wait(20) == status
     assert wait_until_gone(parent.pids) == []
+    assert none_left_in(temporary_of(log)) == []
 
 
 def test_descendants_that_a_finished_job_left_are_ended(log: Path) -> None:
