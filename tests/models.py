@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -168,7 +168,9 @@ KINDS: dict[str, Kind] = {
 """Kinds of model folders that `make_model` writes."""
 
 
-def make_model(kind: str, folder: Path, *, size: Size = "tiny", seed: int = 0) -> Path:
+def make_model(
+    kind: str, folder: Path, *, size: Size = "tiny", seed: int = 0, changes: Mapping[str, Any] | None = None
+) -> Path:
     """Write a randomly initialised model folder: configuration, FP32 safetensors, tokenizer or image settings.
 
     Args:
@@ -176,6 +178,7 @@ def make_model(kind: str, folder: Path, *, size: Size = "tiny", seed: int = 0) -
         folder: Where; made if missing.
         size: ``"tiny"`` (a few dozen kB) or ``"base"`` (the size of the well-known model of that kind).
         seed: Of the weights.
+        changes: Keys of the configuration that differ from that size, such as ``num_hidden_layers``.
 
     Returns:
         `folder`.
@@ -186,7 +189,7 @@ def make_model(kind: str, folder: Path, *, size: Size = "tiny", seed: int = 0) -
 
     spec = KINDS[kind]
     folder.mkdir(parents=True, exist_ok=True)
-    options = {**spec.common, **(spec.tiny if size == "tiny" else spec.base)}
+    options = {**spec.common, **(spec.tiny if size == "tiny" else spec.base), **(changes or {})}
     if "pixel_values" in spec.inputs:
         _write_image_settings(folder, int(options["image_size"]))
     else:
