@@ -80,8 +80,11 @@ def check_parity(session: Session, cases: Path, floors: Path, precision: str, lo
             kept[case.name] = (expected, actual)
     original = {name: sides[0] for name, sides in kept.items()}
     variant = {name: sides[1] for name, sides in kept.items()}
-    consistency = [entry for case in pairs if case.partner in kept for entry in compare_alone(case, original, variant)]
     floor = files.read_floors(floors).get(precision)
+    usual = {} if floor is None else floor.magnitudes
+    consistency = [
+        entry for case in pairs if case.partner in kept for entry in compare_alone(case, original, variant, usual)
+    ]
     return judge(precision, errors, floor, shapes=shapes, consistency=consistency)
 
 

@@ -73,14 +73,20 @@ def read_case_inputs(recorded: Path, most: int) -> list[Arrays]:
 
 def write_floors(folder: Path, floors: Mapping[str, Floor]) -> None:
     """Write the noise floors by precision."""
-    data = {name: {"note": f.note, "errors": f.errors, "fixed": f.fixed} for name, f in floors.items()}
+    data = {
+        name: {"note": f.note, "errors": f.errors, "fixed": f.fixed, "magnitudes": dict(f.magnitudes)}
+        for name, f in floors.items()
+    }
     (folder / FLOORS).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def read_floors(folder: Path) -> dict[str, Floor]:
     """The noise floors by precision."""
     data = json.loads((folder / FLOORS).read_text(encoding="utf-8"))
-    return {name: Floor(entry["note"], entry["errors"], entry["fixed"]) for name, entry in data.items()}
+    return {
+        name: Floor(entry["note"], entry["errors"], entry["fixed"], entry.get("magnitudes", {}))
+        for name, entry in data.items()
+    }
 
 
 def write_predictions(folder: Path, predictions: Sequence[Any]) -> None:

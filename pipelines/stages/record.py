@@ -114,13 +114,17 @@ def _cases(
 
 
 def _run_cases(original: Original, cases: Sequence[Case], folder: Path, precisions: Sequence[str]) -> None:
+    from pipelines.verification.envelope import counting_positions
     from pipelines.verification.noise_floor import fp32_floor, half_floor
+    from pipelines.verification.parity import Magnitudes
 
     entries = []
     cheap: dict[str, dict[str, np.ndarray]] = {}
     small: list[Case] = []
+    magnitudes = Magnitudes()
     for number, case in enumerate(cases):
         outputs = original.run(case.inputs)
+        magnitudes.add(outputs, counting_positions(case, original.contract))
         entries.append((case, files.write_case(folder / "cases", number, case, outputs)))
         if max(array.size for array in case.inputs.values()) <= FLOOR_ELEMENTS or not small:
             small.append(case)
@@ -128,11 +132,14 @@ def _run_cases(original: Original, cases: Sequence[Case], folder: Path, precisio
     files.write_cases(folder / "cases", entries)
     floors = {}
     report_progress("measuring the noise floor: the original in FP64")
-    floors["fp32"] = fp32_floor(original.module, small, cheap.__getitem__, original.contract)
+    usual = magnitudes.usual()
+    floors["fp32"] = fp32_floor(original.module, small, cheap.__getitem__, original.contract, usual)
     for precision in precisions:
         if precision in ("fp16", "bf16"):
             report_progress(f"measuring the noise floor: the original in {precision}")
-            floors[precision] = half_floor(original.module, small, cheap.__getitem__, original.contract, precision)
+            floors[precision] = half_floor(
+                original.module, small, cheap.__getitem__, original.contract, precision, usual
+            )
     files.write_floors(folder, floors)
 
 

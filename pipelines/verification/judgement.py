@@ -48,11 +48,14 @@ class Floor:
         note: How it was measured, or why it could not be and what stands in its place.
         errors: By case and output; cases that were not run are missing.
         fixed: Stands for every output where nothing was measured.
+        magnitudes: The usual magnitude of each output (`Magnitudes`), which errors are relative to where a case's own
+            is smaller, here as in what is judged by this floor.
     """
 
     note: str
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     fixed: float | None = None
+    magnitudes: Mapping[str, float] = field(default_factory=dict)
 
     def pooled(self, output: str) -> float | None:
         """The root mean square over the cases that were measured, which are equal in weight."""
@@ -71,9 +74,10 @@ class Floor:
         return own if pooled is None else max(own, pooled)
 
 
-def fixed_floor(reason: str) -> Floor:
+def fixed_floor(reason: str, magnitudes: Mapping[str, float] | None = None) -> Floor:
     """FP32's floor where there is no true FP64 run."""
-    return Floor(f"no true FP64 run ({reason}): the floor is {FIXED_FLOOR:g}", fixed=FIXED_FLOOR)
+    note = f"no true FP64 run ({reason}): the floor is {FIXED_FLOOR:g}"
+    return Floor(note, fixed=FIXED_FLOOR, magnitudes=magnitudes or {})
 
 
 def judge(
@@ -101,6 +105,7 @@ def judge(
         raise RequestError("no parity rule for this precision", precision, f"Known: {', '.join(RULES)}")
     rule = RULES[precision]
     judged = rule.multiple is not None
+    usual = {} if floor is None else floor.magnitudes
     reasons: list[str] = []
     cases: list[dict[str, Any]] = []
     ratio = 0.0
@@ -117,18 +122,22 @@ def judge(
             if limit is None:
                 verdicts.append("passed" if error.rms_relative == 0 else "inconclusive")
                 continue
-            share = error.rms_relative / limit
+            relative = error.relative_to(usual.get(output, 0.0))
+            share = relative / limit
             if share > worst_at[0]:
                 worst_at = (share, base, limit)
             ratio = max(ratio, share)
             if share > 1 and error.same_shape:
                 verdicts.append("failed")
-                reasons.append(f"{name}, {output}: RMS relative error {error.rms_relative:.2e}, limit {limit:.2e}")
+                reasons.append(f"{name}, {output}: RMS relative error {relative:.2e}, limit {limit:.2e}")
         cases.append(
             {
                 "name": name,
                 "shape": (shapes or {}).get(name, ""),
                 "rms_relative": {output: _finite(error.rms_relative) for output, error in outputs.items()},
+                "rms_judged": {
+                    output: _finite(error.relative_to(usual.get(output, 0.0))) for output, error in outputs.items()
+                },
                 "verdict": worst_verdict(verdicts),
             }
         )
@@ -143,7 +152,7 @@ def judge(
     return {
         "verdict": verdict,
         "reason": _sentence(verdict, reasons, judged, worst_at, note),
-        "outputs": _by_output(errors),
+        "outputs": _by_output(errors, usual),
         "floor": worst_at[1],
         "floor_note": note,
         "limit": worst_at[2],
@@ -157,7 +166,10 @@ def judge(
 
 
 def compare_alone(
-    case: Case, original: Mapping[str, Mapping[str, Array]], variant: Mapping[str, Mapping[str, Array]]
+    case: Case,
+    original: Mapping[str, Mapping[str, Array]],
+    variant: Mapping[str, Mapping[str, Array]],
+    magnitudes: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """How much each side changes its mind about a sample between running it alone and in a padded batch.
 
@@ -165,16 +177,18 @@ def compare_alone(
         case: Of kind ``alone``, with its partner.
         original: The original's outputs by case name.
         variant: The variant's.
+        magnitudes: The usual magnitude of each output (see `Floor`).
 
     Returns:
         One record per output: RMS relative difference between the two runs of the original, and of the variant.
     """
     if case.partner is None or case.row is None:
         raise RequestError("this case has no partner to compare with", case.name, "Give one of kind 'alone'")
+    usual = magnitudes or {}
     records = []
     for output in original[case.name]:
         own = [
-            _inconsistency(side[case.name][output], side[case.partner][output], case.row)
+            _inconsistency(side[case.name][output], side[case.partner][output], case.row, usual.get(output, 0.0))
             for side in (original, variant)
             if output in side[case.name] and output in side[case.partner]
         ]
@@ -185,14 +199,14 @@ def compare_alone(
     return records
 
 
-def _inconsistency(alone: Array, batch: Array, row: int) -> float | None:
+def _inconsistency(alone: Array, batch: Array, row: int, usual: float) -> float | None:
     """``None`` where the output has no row of its own per sample."""
     if alone.ndim != batch.ndim or alone.ndim == 0 or alone.shape[0] != 1 or batch.shape[0] <= row:
         return None
     inside = batch[row : row + 1]
     # Padding is on the right, so what belongs to the sample comes first on every axis that grew with it.
     inside = inside[tuple(slice(0, size) for size in alone.shape)]
-    return relative_rms(alone, inside) if inside.shape == alone.shape else None
+    return relative_rms(alone, inside, usual) if inside.shape == alone.shape else None
 
 
 def _judge_consistency(record: Mapping[str, Any], rule: Rule, floor: Floor | None) -> dict[str, Any]:
@@ -227,7 +241,7 @@ def _broken(error: OutputError) -> str | None:
     return None
 
 
-def _by_output(errors: CaseErrors) -> dict[str, dict[str, Any]]:
+def _by_output(errors: CaseErrors, usual: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """The worst of each figure over the cases; NaN and Inf counts are summed."""
     collected: dict[str, list[OutputError]] = {}
     for outputs in errors.values():
@@ -237,6 +251,7 @@ def _by_output(errors: CaseErrors) -> dict[str, dict[str, Any]]:
         output: {
             "rms_relative": _finite(max(e.rms_relative for e in found)),
             "rms_relative_all": _finite(max(e.rms_relative_all for e in found)),
+            "rms_judged": _finite(max(e.relative_to(usual.get(output, 0.0)) for e in found)),
             "max_abs": _finite(max(e.max_abs for e in found)),
             "cosine_min": min(e.cosine_min for e in found),
             "top1_agreement": min((e.top1_agreement for e in found if e.top1_agreement is not None), default=None),

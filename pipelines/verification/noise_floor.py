@@ -26,6 +26,7 @@ def fp32_floor(
     cases: Sequence[Case],
     reference: Callable[[str], Mapping[str, Array]],
     contract: InputContract,
+    magnitudes: Mapping[str, float] | None = None,
 ) -> Floor:
     """FP32's floor: the original's own error against its FP64 run, or the fixed one where there is no such run.
 
@@ -34,10 +35,16 @@ def fp32_floor(
         cases: Where to measure; a few are enough, the others get the pooled value.
         reference: The original's FP32 outputs by case name.
         contract: Its mask says which positions count, here as in the errors that are judged.
+        magnitudes: The usual magnitude of each output (see `Floor`).
     """
+    usual = magnitudes or {}
+
+    def fixed(reason: str) -> Floor:
+        return fixed_floor(reason, usual)
+
     if module is None:
-        return fixed_floor("the original is no PyTorch module")
-    return _measure(fp64_run(module), cases, reference, contract, fixed_floor)
+        return fixed("the original is no PyTorch module")
+    return _measure(fp64_run(module), cases, reference, contract, usual, fixed)
 
 
 def half_floor(
@@ -46,18 +53,21 @@ def half_floor(
     reference: Callable[[str], Mapping[str, Array]],
     contract: InputContract,
     precision: str,
+    magnitudes: Mapping[str, float] | None = None,
 ) -> Floor:
     """Half precision's floor: PyTorch's own half-precision run against the original's FP32 outputs.
 
     Without such a run the floor is empty, and parity `inconclusive`.
     """
 
+    usual = magnitudes or {}
+
     def none(reason: str) -> Floor:
-        return Floor(f"PyTorch has no {precision} run of the original ({reason})")
+        return Floor(f"PyTorch has no {precision} run of the original ({reason})", magnitudes=usual)
 
     if module is None:
         return none("it is no PyTorch module")
-    return _measure(half_run(module, precision), cases, reference, contract, none)
+    return _measure(half_run(module, precision), cases, reference, contract, usual, none)
 
 
 def _measure(
@@ -65,6 +75,7 @@ def _measure(
     cases: Sequence[Case],
     reference: Callable[[str], Mapping[str, Array]],
     contract: InputContract,
+    usual: Mapping[str, float],
     otherwise: Callable[[str], Floor],
 ) -> Floor:
     """Case by case, so that no more than one case's outputs are held."""
@@ -75,5 +86,9 @@ def _measure(
         # What rounding does to the original is measured against the better run, which for half is the original.
         truth, rough = (outputs, reference(case.name)) if way.truer else (reference(case.name), outputs)
         found = compare(truth, rough, valid=counting_positions(case, contract))
-        errors[case.name] = {name: error.rms_relative for name, error in found.items() if not error.nonfinite_mismatch}
-    return Floor(way.note, errors)
+        errors[case.name] = {
+            name: error.relative_to(usual.get(name, 0.0))
+            for name, error in found.items()
+            if not error.nonfinite_mismatch
+        }
+    return Floor(way.note, errors, magnitudes=usual)

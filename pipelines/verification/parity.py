@@ -26,6 +26,8 @@ class OutputError:
         max_abs: Largest ``|a - b|`` where both are finite and the position counts.
         rms_relative: ``‖a - b‖ / ‖b‖`` over those positions (0 where both are zero, infinite where only `b` is).
         rms_relative_all: The same over all positions, padding included.
+        rms_error: Root mean square of ``a - b`` over the finite entries that count, in the output's own unit.
+        magnitude: Root mean square of `b` over them.
         cosine_min: Smallest cosine between corresponding vectors of the last axis at positions that count.
         top1_agreement: For logits, the share of positions with the same largest entry of the last axis; else ``None``.
         nan: NaN values in `a`, at any position.
@@ -38,6 +40,8 @@ class OutputError:
     max_abs: float
     rms_relative: float
     rms_relative_all: float
+    rms_error: float
+    magnitude: float
     cosine_min: float
     top1_agreement: float | None
     nan: int
@@ -49,6 +53,16 @@ class OutputError:
     @property
     def same_shape(self) -> bool:
         return self.shape == self.shape_expected
+
+    def relative_to(self, usual: float) -> float:
+        """The RMS error relative to the magnitude of this reference, or to the `usual` one where that is larger.
+
+        A few numbers can be small by chance (a single score near zero): relative to themselves any rounding error is
+        large. With 0 for `usual` this is `rms_relative`.
+        """
+        if not self.same_shape or self.magnitude >= usual:
+            return self.rms_relative
+        return self.rms_error / usual
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"shape": list(self.shape), "shape_expected": list(self.shape_expected)}
@@ -81,9 +95,24 @@ def compare(
     return errors
 
 
-def relative_rms(reference: Array, actual: Array) -> float:
-    """``‖actual - reference‖ / ‖reference‖`` in float64 over finite entries."""
-    return _compare_output(reference, actual, False, None).rms_relative
+def relative_rms(reference: Array, actual: Array, usual: float = 0.0) -> float:
+    """``‖actual - reference‖ / ‖reference‖`` in float64 over finite entries (see `OutputError.relative_to`)."""
+    return _compare_output(reference, actual, False, None).relative_to(usual)
+
+
+class Magnitudes:
+    """The usual magnitude of every output: the root mean square over cases that are equal in weight."""
+
+    def __init__(self) -> None:
+        self._squares: dict[str, list[float]] = {}
+
+    def add(self, outputs: Mapping[str, Array], valid: Array | None = None) -> None:
+        """Count one case; `valid` as in `compare`."""
+        for name, error in compare(outputs, outputs, valid=valid).items():
+            self._squares.setdefault(name, []).append(error.magnitude**2)
+
+    def usual(self) -> dict[str, float]:
+        return {name: float(np.sqrt(np.mean(squares))) for name, squares in self._squares.items()}
 
 
 def _counting(valid: Array | None, output: Array) -> Array | None:
@@ -101,6 +130,8 @@ def _of_another_shape(
         max_abs=float("inf"),
         rms_relative=float("inf"),
         rms_relative_all=float("inf"),
+        rms_error=float("inf"),
+        magnitude=0.0,
         cosine_min=-1.0,
         top1_agreement=0.0 if logits else None,
         nan=int(np.isnan(finite).sum()),
@@ -117,8 +148,10 @@ class _Sums:
     def __init__(self) -> None:
         self.difference = 0.0
         self.reference = 0.0
+        self.entries = 0
 
-    def add(self, difference: Array, reference: Array) -> None:
+    def add(self, difference: Array, reference: Array, entries: int) -> None:
+        self.entries += entries
         self.difference += float(np.sum(difference * difference))
         self.reference += float(np.sum(reference * reference))
 
@@ -126,6 +159,10 @@ class _Sums:
         if self.difference == 0.0:
             return 0.0
         return float(np.sqrt(self.difference / self.reference)) if self.reference else float("inf")
+
+    def mean(self, total: float) -> float:
+        """Root of the mean of squares whose sum is `total`."""
+        return float(np.sqrt(total / self.entries)) if self.entries else 0.0
 
 
 def _compare_output(expected: Array, got: Array, logits: bool, valid: Array | None) -> OutputError:
@@ -143,12 +180,13 @@ def _compare_output(expected: Array, got: Array, logits: bool, valid: Array | No
             both = finite_a & finite_b
             reference, value = np.where(both, b, 0.0), np.where(both, a, 0.0)
         else:
+            both = None
             reference, value = b, a
         difference = value - reference
-        everywhere.add(difference, reference)
+        everywhere.add(difference, reference, _entries(both, None, b))
         if counts is not None:
             difference, reference, value = difference * counts, reference * counts, value * counts
-        counting.add(difference, reference)
+        counting.add(difference, reference, _entries(both, counts, b))
         if difference.size:
             largest = max(largest, float(np.abs(difference).max()))
             cosine = min(cosine, _smallest_cosine(reference, value))
@@ -162,6 +200,8 @@ def _compare_output(expected: Array, got: Array, logits: bool, valid: Array | No
         max_abs=largest,
         rms_relative=counting.relative(),
         rms_relative_all=everywhere.relative(),
+        rms_error=counting.mean(counting.difference),
+        magnitude=counting.mean(counting.reference),
         cosine_min=cosine,
         top1_agreement=(same_top / tops if tops else 1.0) if logits else None,
         nan=nan,
@@ -170,6 +210,14 @@ def _compare_output(expected: Array, got: Array, logits: bool, valid: Array | No
         shape=tuple(got.shape),
         shape_expected=tuple(expected.shape),
     )
+
+
+def _entries(finite: Array | None, counts: Array | None, values: Array) -> int:
+    """How many entries of a chunk are finite on both sides and count."""
+    if counts is None:
+        return values.size if finite is None else int(finite.sum())
+    shown = np.broadcast_to(counts != 0, values.shape)
+    return int(shown.sum() if finite is None else (shown & finite).sum())
 
 
 def _chunks(expected: Array, got: Array, valid: Array | None) -> Iterator[tuple[Array, Array, Array | None]]:

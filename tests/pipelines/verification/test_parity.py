@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from exporter.errors import RequestError
 from pipelines.verification.envelope import Case
 from pipelines.verification.judgement import FIXED_FLOOR, Floor, compare_alone, fixed_floor, judge
-from pipelines.verification.parity import compare, relative_rms
+from pipelines.verification.parity import Magnitudes, compare, relative_rms
 
 
 @pytest.fixture
@@ -251,3 +252,36 @@ def test_a_sample_that_sees_its_neighbours_is_found(rng: np.random.Generator) ->
     assert "alone and in a padded batch" in record["reason"]
     with pytest.raises(RequestError, match="partner"):
         compare_alone(Case("x", {}, "shape"), original, variant)
+
+
+def test_a_number_that_is_near_zero_by_chance_is_held_against_the_outputs_usual_size() -> None:
+    """One score of 1e-4 where scores are about 1: an error of 4e-7 is rounding, one of 4e-5 is not."""
+    rng = np.random.default_rng(0)
+    scores = {f"case-{i}": {"y": rng.standard_normal((8, 1))} for i in range(5)} | {"one": {"y": np.array([[1e-4]])}}
+    magnitudes = Magnitudes()
+    for outputs in scores.values():
+        magnitudes.add(outputs)
+    usual = magnitudes.usual()
+    assert 0.5 < usual["y"] < 1.5
+
+    def verdict(error: float, floor: Floor) -> dict[str, Any]:
+        errors = {name: compare(outputs, {"y": outputs["y"] + error}) for name, outputs in scores.items()}
+        return judge("fp32", errors, floor)
+
+    measured = {name: {"y": 1e-7} for name in scores}
+    fixed = verdict(4e-7, Floor("measured", measured, magnitudes=usual))
+    assert fixed["verdict"] == "passed"
+    one = next(case for case in fixed["cases"] if case["name"] == "one")
+    assert one["rms_relative"]["y"] == pytest.approx(4e-3, rel=1e-3)
+    assert one["rms_judged"]["y"] == pytest.approx(4e-7 / usual["y"], rel=1e-3)
+    assert verdict(4e-7, Floor("measured", measured))["verdict"] == "failed"
+    assert verdict(4e-5, Floor("measured", measured, magnitudes=usual))["verdict"] == "failed"
+
+
+def test_magnitudes_count_what_counts() -> None:
+    magnitudes = Magnitudes()
+    hidden = np.array([[[3.0], [100.0]], [[4.0], [np.nan]]])
+    magnitudes.add({"hidden": hidden}, np.array([[1, 0], [1, 0]]))
+    assert magnitudes.usual()["hidden"] == pytest.approx(np.sqrt(12.5))
+    zero = compare({"y": np.zeros(3)}, {"y": np.full(3, 1e-3)})["y"]
+    assert (zero.relative_to(0.0), zero.relative_to(2.0)) == (np.inf, pytest.approx(5e-4))
