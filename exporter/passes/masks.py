@@ -6,27 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.passes.base import Change, Pass, PassContext, PassRecord
+from exporter.passes.base import Change
 from exporter.passes.dims import ONE, Dim, Shape, broadcast
 from exporter.passes.graphs import (
     add_constant,
     add_node,
-    infer_missing,
     producer,
     reduced_axes,
-    remove_dead,
     replace_value,
 )
+from exporter.passes.repeated import RepeatedPass
 from exporter.passes.symbolic import ELEMENTWISE, Facts, analyse
 from exporter.passes.uniform import positions, uniform_values
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_ROUNDS = 8
 
-
-class SimplifyMasks(Pass):
+class SimplifyMasks(RepeatedPass):
     """Attention masks as small as they can be.
 
     PyTorch's vmap-made masks arrive as ``mask[batch_index, ..., key_index]`` over grids of positions (a `GatherND`),
@@ -38,16 +35,8 @@ class SimplifyMasks(Pass):
     name = "masks"
     why = "masks are computed without index grids and without broadcasting them before they are used"
 
-    def apply(self, model: ir.Model, context: PassContext) -> PassRecord:
-        changes: list[Change] = []
-        infer_missing(model)
-        for _ in range(_ROUNDS):
-            found = _one_round(model.graph)
-            remove_dead(model)
-            changes += found
-            if not found:
-                break
-        return self.record(changes)
+    def round(self, graph: ir.Graph) -> list[Change]:
+        return _one_round(graph)
 
 
 def _one_round(graph: ir.Graph) -> list[Change]:

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.passes.base import Change, Pass, PassContext, PassRecord
+from exporter.passes.base import Change
 from exporter.passes.dims import Dim, Shape
-from exporter.passes.graphs import add_constant, add_node, infer_missing, integers, producer, remove_dead, replace_value
+from exporter.passes.graphs import add_constant, add_node, integers, producer, replace_value
+from exporter.passes.repeated import RepeatedPass
 from exporter.passes.symbolic import Facts, analyse, permutation, slice_window
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_ROUNDS = 8
 _ALL = 2**31 - 1
 
 
-class SimplifyShapes(Pass):
+class SimplifyShapes(RepeatedPass):
     """Reshapes with constant targets (``0`` copies a dimension, one ``-1`` is left to the runtime), no shape
     arithmetic that feeds nothing else, and no reshape, slice, expand, cast or transpose that does nothing.
 
@@ -29,16 +29,8 @@ class SimplifyShapes(Pass):
     name = "shapes"
     why = "shape arithmetic whose result follows from the shapes is replaced by constants, and no-ops are removed"
 
-    def apply(self, model: ir.Model, context: PassContext) -> PassRecord:
-        changes: list[Change] = []
-        infer_missing(model)
-        for _ in range(_ROUNDS):
-            found = _one_round(model.graph)
-            remove_dead(model)
-            changes += found
-            if not found:
-                break
-        return self.record(changes)
+    def round(self, graph: ir.Graph) -> list[Change]:
+        return _one_round(graph)
 
 
 def _one_round(graph: ir.Graph) -> list[Change]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -412,20 +412,6 @@ def test_leftovers_are_told_from_other_peoples_files(written: Path, tmp_path: Pa
     (written.parent / ".bundle.planish-zyxwvuts").symlink_to(tmp_path)
     write_bundle(FILES, manifest(), written, replace=True)
     assert set(beside(written)) == {*keep, ".bundle.planish-zyxwvuts", "bundle"}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"mounting a small file system needs privileges: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_full_disk_leaves_the_old_bundle_and_nothing_else(small_disk: Path, tmp_path: Path) -> None:

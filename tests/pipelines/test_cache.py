@@ -339,20 +339,6 @@ def test_disabled_cache_of_a_killed_run_is_removed_by_the_next(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"mounting a small file system needs privileges: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def test_full_disk_in_the_stage(small_disk: Path) -> None:
     def fill(folder: Path) -> dict[str, Any]:
         (folder / "big").write_bytes(b"x" * (1 << 20))

@@ -15,7 +15,6 @@ from exporter.errors import RequestError
 from exporter.targets import get_target
 from pipelines import Recipe, load, run
 from pipelines.bundle import Bundle, check_integrity, read_bundle
-from pipelines.cli import run_command
 from pipelines.runner import outcome
 from tests.pipelines.jobs import (
     COMMAND,
@@ -37,18 +36,9 @@ Folders = Callable[..., Path]
 Planish = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def here(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Planish:
-    """``here(*arguments)``: the command line in this process, with the shared cache: exit status, stdout, stderr."""
+@pytest.fixture(autouse=True)
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANISH_CACHE", str(cache))
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = run_command([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def encoded(folder: Path) -> dict[str, np.ndarray]:

@@ -14,7 +14,6 @@ import pytest
 
 from pipelines import verify
 from pipelines.bundle import check_integrity
-from pipelines.cli import run_command
 from pipelines.digests import file_digest
 from pipelines.manifest import DIGEST_KEY, MANIFEST, manifest_digest, render
 from tests.models import make_model
@@ -38,19 +37,6 @@ def nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def copy(bundle: Path, tmp_path: Path, nothing: Path) -> Path:
     """The bundle somewhere else, under another name."""
     return shutil.copytree(bundle, tmp_path / "else where" / "released")
-
-
-@pytest.fixture
-def here(capsys: pytest.CaptureFixture[str]) -> Planish:
-    """``here(*arguments)``: the command line in this process: exit status, stdout, stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = run_command([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def test_a_moved_bundle_verifies(copy: Path, nothing: Path) -> None:
