@@ -96,11 +96,20 @@ class CompiledSession(EagerSession):
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
         torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
         self.frozen = original.source.weights_bytes < _LARGEST_FROZEN_BYTES
-        self.call = torch.compile(self.module, dynamic=False, fullgraph=False, options={"freezing": self.frozen})
+        self._compiled: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
+        self.call = torch.compile(self.module, dynamic=False, fullgraph=False)
 
     def _bind(self, arrays: dict[str, Array]) -> PyTorchBinding:
+        import torch
+
         binding = super()._bind(arrays)
-        binding.run()  # compiles here, so that it is not timed as a run
+        shapes = tuple((name, array.shape) for name, array in sorted(arrays.items()))
+        if shapes in self._compiled:
+            return binding
+        # Given to `torch.compile` as an option, freezing has no effect: the graph is captured before options count.
+        with torch._inductor.config.patch(freezing=self.frozen):
+            binding.run()  # compiles here, so that it is not timed as a run
+        self._compiled.add(shapes)
         return binding
 
     def executed(self) -> dict[str, Any]:
@@ -110,6 +119,7 @@ class CompiledSession(EagerSession):
         return {
             **super().executed(),
             "frozen": self.frozen,
+            "packed_weights": int(counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]),
             "graphs": int(counters["stats"]["unique_graphs"]),
             "graph_breaks": sum(counters["graph_break"].values()),
         }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,23 @@ def test_compiled_agrees_with_eager_and_specialises_each_shape(arguments: dict[s
         wanted, found = original.run(given), session.run(given)
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, atol=2e-6)
+    runs = 0
+
+    def counting(**tensors: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return compiled(**tensors)
+
+    compiled, session.call = session.call, counting
+    session.run(short)
+    assert runs == 1, "a shape that was compiled before runs once for each run"
     told = session.executed()
     assert told["runtime"] == "pytorch-compile"
     assert told["graphs"] - before == 2
     assert told["graph_breaks"] == 0
     assert told["frozen"]
+    if torch.backends.mkldnn.is_available() and platform.machine() == "x86_64":
+        assert told["packed_weights"] > 0, "the weights were not frozen"
 
 
 def test_an_onnx_source_has_no_pytorch_baseline(tmp_path: Path) -> None:
