@@ -6,6 +6,7 @@ import importlib
 import logging
 import resource
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,13 @@ def main() -> None:
         inside.send("result", {"value": value, "peak_rss_bytes": inside.peak_rss_bytes()})
     except BaseException as error:
         traceback.print_exc()
-        error_seen = failures.as_planish_error(error, log=Path(request["log"]), doing=request["function"])
+        places = [request["arguments"].get("folder"), tempfile.gettempdir()]
+        error_seen = failures.as_planish_error(
+            error,
+            log=Path(request["log"]),
+            doing=request["function"],
+            places=[place for place in places if isinstance(place, str)],
+        )
         inside.send("error", failures.encode(error_seen))
         sys.exit(1)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,26 @@ from exporter.errors import (
 )
 
 _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+_FULL_BELOW_BYTES = 64 << 10
 _NO_SPACE_TEXTS = ("No space left on device", "Disk quota exceeded")
 _NO_MEMORY_TEXTS = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
 
 
-def as_planish_error(error: BaseException, *, log: Path | None = None, doing: str = "a step") -> PlanishError:
+def as_planish_error(
+    error: BaseException, *, log: Path | None = None, doing: str = "a step", places: Iterable[str | Path] = ()
+) -> PlanishError:
     """What to tell the user about `error`.
 
     A `PlanishError` stays what it is, a lack of disk space or memory anywhere in the chain of causes becomes an
     `EnvironmentLackError`, an interrupt a `CancelledError`, and everything else an `InternalError` whose value is the
     exception's last line and whose remedy names the log.
+
+    Args:
+        error: What was raised.
+        log: Where the details are.
+        doing: What failed, for the user.
+        places: Where it was writing. Native code often fails on a full disk without saying so ("iostream error"); where
+            one of these has no space left, that is what is told.
     """
     deliberate = isinstance(error, PlanishError) and not isinstance(error, InternalError)
     if not deliberate:
@@ -39,6 +50,9 @@ def as_planish_error(error: BaseException, *, log: Path | None = None, doing: st
         return error
     if isinstance(error, KeyboardInterrupt):
         return CancelledError(f"{doing} was interrupted")
+    for place in places:
+        if _is_full(Path(place)):
+            return NoSpaceError("there is no disk space left", str(place), "Free some, or choose another folder")
     return InternalError(f"{doing} failed", last_line(error), see(log))
 
 
@@ -69,6 +83,13 @@ def _lack(error: BaseException) -> EnvironmentLackError | None:
             "there is not enough memory", text.strip().splitlines()[-1] if text.strip() else None, "Free some memory"
         )
     return None
+
+
+def _is_full(place: Path) -> bool:
+    try:
+        return shutil.disk_usage(place).free < _FULL_BELOW_BYTES
+    except OSError:
+        return False
 
 
 def last_line(error: BaseException) -> str:

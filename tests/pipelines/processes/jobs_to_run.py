@@ -110,6 +110,13 @@ def family(arguments: dict[str, Any]) -> None:
     time.sleep(600)
 
 
+def save_tensor(arguments: dict[str, Any]) -> None:
+    """Write more than a small disk holds, by native code."""
+    import torch
+
+    torch.save(torch.zeros(1 << 20), Path(arguments["folder"]) / "tensor.pt")
+
+
 def spin(arguments: dict[str, Any]) -> None:
     report_progress("spinning")
     while True:

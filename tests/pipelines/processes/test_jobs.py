@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import EnvironmentLackError, GateError, InternalError, RequestError
+from exporter.errors import EnvironmentLackError, GateError, InternalError, NoSpaceError, RequestError
 from pipelines.processes import run_job
 from tests.pipelines.processes.jobs_to_run import UnlikeError
 
@@ -127,3 +127,10 @@ def test_a_silent_job_is_given_up(log: Path) -> None:
     with pytest.raises(InternalError, match="no sign of life"):
         run_job(f"{HERE}:sleep", {}, log=log, timeout_s=2)
     assert time.monotonic() - start < 60
+
+
+def test_a_full_disk_is_told_although_native_code_does_not_say_so(log: Path, small_disk: Path) -> None:
+    with pytest.raises(NoSpaceError) as caught:
+        run_job(f"{HERE}:save_tensor", {"folder": str(small_disk)}, log=log)
+    assert caught.value.value == str(small_disk)
+    assert "No space left" not in log.read_text(), "it says so by now: choose another way to fail"
