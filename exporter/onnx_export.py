@@ -19,13 +19,16 @@ DEFAULT_OPSET = 20
 MODEL_FILE = "model.onnx"
 
 
-def export_onnx(original: Original, folder: Path, *, opset: int = DEFAULT_OPSET) -> Artifact:
+def export_onnx(
+    original: Original, folder: Path, *, opset: int = DEFAULT_OPSET, external_data: bool | None = None
+) -> Artifact:
     """Export the original to ONNX with named dynamic axes and standard operators only.
 
     Args:
         original: A PyTorch original, in FP32 and in evaluation mode.
         folder: Where ``model.onnx`` is written, with its external data beside it where the weights need it.
         opset: Version of the ONNX operator set.
+        external_data: As `exporter.onnx_files.save_model` has it.
 
     Returns:
         The exported graph, with the original's signature and contract. Stack traces and paths are stripped, so that
@@ -40,7 +43,7 @@ def export_onnx(original: Original, folder: Path, *, opset: int = DEFAULT_OPSET)
     strip_metadata(model)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
-    save_model(model, path)
+    save_model(model, path, external_data=external_data)
     return Artifact(path, "onnx", original.signature, original.contract)
 
 

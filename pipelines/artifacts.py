@@ -8,6 +8,7 @@ from typing import Any
 from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, PlanishError
 from pipelines.plan import PORTABLE_FILES, PROGRAM, Candidate
+from pipelines.recipe_sections import Export
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 FUSED = "onnx-fp32-fused"
@@ -46,7 +47,7 @@ def make_artifacts(
     original_id: dict[str, Any],
     recorded: Made,
     wanted: set[str],
-    opset: int,
+    export: Export,
 ) -> Artifacts:
     """Make every wanted ingredient.
 
@@ -56,28 +57,29 @@ def make_artifacts(
         PlanishError: The model cannot be exported.
     """
     result = Artifacts()
+    how = {"opset": export.opset, "external_data": export.external_data}
     exported = shop.make(
         "export-onnx",
         "Export to ONNX",
         "pipelines.stages.export:to_onnx",
-        {"original": original, "opset": opset},
-        inputs={"original": original_id, "opset": opset},
+        {"original": original, **how},
+        inputs={"original": original_id, **how},
         packages=(*TORCH, *ONNX),
     )
     raw = Artifact.from_dict(exported.record["artifact"])
     raw = Artifact(exported.folder / raw.path, raw.format, raw.signature, raw.contract)
-    plain = _optimize(shop, raw, exported.id, recorded, fuse=False)
+    plain = _optimize(shop, raw, exported.id, recorded, export, fuse=False)
     result.put("onnx-fp32", plain, plain.record["path"], raw)
     result.passes["onnx-fp32"] = plain.record["record"]
     base, base_id = result.ready["onnx-fp32"], plain.id
     if FUSED in wanted:
         with _Kept(result, FUSED):
-            fused = _optimize(shop, base, base_id, recorded, fuse=True)
+            fused = _optimize(shop, base, base_id, recorded, export, fuse=True)
             result.put(FUSED, fused, fused.record["path"], raw)
             result.passes[FUSED] = fused.record["record"]
     for ingredient in sorted(wanted & set(PORTABLE_FILES) - {"onnx-fp32"}):
         with _Kept(result, ingredient):
-            _lower(shop, result, ingredient, base, base_id)
+            _lower(shop, result, ingredient, base, base_id, export)
     if PROGRAM in wanted:
         with _Kept(result, PROGRAM):
             program = shop.make(
@@ -121,25 +123,27 @@ def variant_dict(candidate: Candidate) -> dict[str, Any]:
     return {"target": variant.target, "precision": variant.precision, "form": variant.form}
 
 
-def _optimize(shop: Workshop, artifact: Artifact, identity: str, recorded: Made, *, fuse: bool) -> Made:
+def _optimize(shop: Workshop, artifact: Artifact, identity: str, recorded: Made, export: Export, *, fuse: bool) -> Made:
+    how = {"fuse": fuse, "external_data": export.external_data}
     return shop.make(
         "fuse" if fuse else "optimize",
         "Fuse for ONNX Runtime" if fuse else "Optimize the graph",
         "pipelines.stages.transform:optimize",
-        {"artifact": artifact.to_dict(), "recorded": str(recorded.folder), "fuse": fuse},
-        inputs={"artifact": identity, "recorded": recorded.id, "fuse": fuse},
+        {"artifact": artifact.to_dict(), "recorded": str(recorded.folder), **how},
+        inputs={"artifact": identity, "recorded": recorded.id, **how},
         packages=(*ONNX, "transformers") if fuse else ONNX,
     )
 
 
-def _lower(shop: Workshop, result: Artifacts, ingredient: str, base: Artifact, base_id: str) -> None:
+def _lower(shop: Workshop, result: Artifacts, ingredient: str, base: Artifact, base_id: str, export: Export) -> None:
     precision = ingredient.split("-")[1]
+    how = {"precision": precision, "external_data": export.external_data}
     lowered = shop.make(
         f"lower-{precision}",
         f"Convert to {precision.upper()}",
         "pipelines.stages.transform:lower",
-        {"artifact": base.to_dict(), "precision": precision},
-        inputs={"artifact": base_id, "precision": precision},
+        {"artifact": base.to_dict(), **how},
+        inputs={"artifact": base_id, **how},
         packages=ONNX,
     )
     result.put(ingredient, lowered, lowered.record["path"], base)

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from exporter.errors import InternalError
 from exporter.hardware import probe
+from exporter.onnx_files import external_data_name
 from exporter.sources import Source
 from pipelines.artifacts import FUSED, Artifacts
 from pipelines.cache_entry import package_version
@@ -88,7 +90,9 @@ def bundle_files(results: Results, selected: Mapping[str, str | None]) -> tuple[
         names = [_place(judged, path) for path in judged.files]
         portable_fp32 = names[:1] == [PORTABLE_FILES["onnx-fp32"]]
         if keep_all or variant.id in chosen or portable_fp32:
-            contents.update(zip(names, judged.files, strict=True))
+            for name, path in zip(names, judged.files, strict=True):
+                if contents.setdefault(name, path) != path:
+                    raise InternalError("two files of a bundle would have the same name", f"{name}: {path}")
             owned[variant.id] = tuple(names)
     for name, artifact in _portable(results, keep_all):
         contents.setdefault(name, artifact)
@@ -107,7 +111,7 @@ def _portable(results: Results, keep_all: bool) -> list[tuple[str, Path]]:
         artifact = results.artifacts.ready.get(ingredient)
         if artifact is not None and (keep_all or ingredient == "onnx-fp32"):
             found.append((place, artifact.path))
-            data = artifact.path.with_name(f"{artifact.path.stem}.onnx_data")
+            data = artifact.path.with_name(external_data_name(artifact.path))
             if data.is_file():
                 found.append((f"{Path(place).parent}/{data.name}", data))
     return found
@@ -116,12 +120,8 @@ def _portable(results: Results, keep_all: bool) -> list[tuple[str, Path]]:
 def _place(judged: Judged, path: Path) -> str:
     portable = PORTABLE_FILES.get(judged.candidate.ingredient)
     if portable is not None and judged.artifact is not None and judged.artifact.format == "onnx":
-        folder = Path(portable).parent
-        return portable if path.suffix == ".onnx" else f"{folder}/{path.name}"
-    # Never model.onnx: tools that search a folder for that name must find the portable one.
-    form = judged.candidate.variant.form
-    name = f"model_{form}.onnx" if path.name == "model.onnx" and form else path.name
-    return f"variants/{judged.candidate.variant.id}/{name}"
+        return f"{Path(portable).parent}/{path.name}"
+    return f"variants/{judged.candidate.variant.id}/{path.name}"
 
 
 def _golden(recorded: Path) -> Files:

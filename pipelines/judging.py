@@ -9,6 +9,7 @@ from typing import Any
 
 from exporter.artifact import Artifact, Variant
 from exporter.errors import PlanishError
+from exporter.onnx_files import external_data_name
 from pipelines.artifacts import Artifacts, variant_dict
 from pipelines.opening import OPENER, opening
 from pipelines.plan import PORTABLE_FILES, Candidate
@@ -79,7 +80,7 @@ def locate(candidate: Candidate, artifacts: Artifacts) -> Judged:
 
 
 def _beside(model: Path) -> list[Path]:
-    data = model.with_name(f"{model.stem}.onnx_data")
+    data = model.with_name(external_data_name(model))
     return [data] if data.is_file() else []
 
 

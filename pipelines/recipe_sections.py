@@ -39,9 +39,17 @@ class Section(BaseModel):
 
 
 class Export(Section):
-    """How the ONNX model is made: opset, and the largest batch and sequence length that it must take."""
+    """How the ONNX model is made.
+
+    Attributes:
+        opset: Version of the ONNX operator set.
+        max_batch: The largest batch that it must take.
+        max_length: The longest sequence that it must take.
+        external_data: Weights in a file beside the graph: ``auto`` does so beyond protobuf's limit of 2 GB.
+    """
 
     opset: Annotated[Int, Field(ge=18, le=22)] = 20
+    external_data: Literal["auto", "always"] = "auto"
     max_batch: Count | None = None
     max_length: Count | None = None
 

@@ -160,7 +160,7 @@ def _make(shop: Workshop, recipe: Recipe, source: Source) -> tuple[Bench, Artifa
         inputs={"original": identity, "data": data_id, **asked},
         packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
     )
-    artifacts = make_artifacts(shop, original, identity, recorded, ingredients(planned), recipe.export.opset)
+    artifacts = make_artifacts(shop, original, identity, recorded, ingredients(planned), recipe.export)
     for candidate in planned:
         if not candidate.portable and not candidate.skip and candidate.ingredient in artifacts.ready:
             try:

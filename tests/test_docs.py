@@ -67,7 +67,9 @@ def test_the_reference_names_every_key_and_its_default() -> None:
     # Lines that are no examples give defaults; the largest batch is the exporter's, where the recipe names none.
     plain = "\n".join(line for line in reference.splitlines() if "# example" not in line)
     given = {key: value for key, value in yaml.safe_load(plain).items() if value is not None}
-    defaults = Recipe(source="x").resolved() | {"export": {"opset": 20, "max_batch": DEFAULT_MAX_BATCH}}
+    defaults = Recipe(source="x").resolved() | {
+        "export": {"opset": 20, "external_data": "auto", "max_batch": DEFAULT_MAX_BATCH}
+    }
     for key, value in given.items():
         if key == "source":
             continue

@@ -1,7 +1,7 @@
 """Graph passes: each requires, applies and ensures something, and says what it changed and why."""
 
 from exporter.passes.base import Change, Pass, PassContext, PassRecord, Pipeline, run_pass
-from exporter.passes.optimize import default_pipeline, optimize, optimize_job
+from exporter.passes.optimize import default_pipeline, optimize
 
 __all__ = [
     "Change",
@@ -11,6 +11,5 @@ __all__ = [
     "Pipeline",
     "default_pipeline",
     "optimize",
-    "optimize_job",
     "run_pass",
 ]

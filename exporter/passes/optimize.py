@@ -50,6 +50,7 @@ def optimize(
     contract: InputContract,
     samples: Iterable[dict[str, np.ndarray]],
     fuse: bool = False,
+    external_data: bool | None = None,
 ) -> dict[str, Any]:
     """Run the default pipeline over the model at `path_in` and write the result to `path_out`.
 
@@ -62,6 +63,7 @@ def optimize(
         contract: What callers promise about inputs.
         samples: Real inputs, batched, on which every pass is checked; at least one, better several shapes.
         fuse: Make the fused form for ONNX Runtime on CPU instead of the portable one.
+        external_data: As `exporter.onnx_files.save_model` has it.
 
     Returns:
         ``{"passes": [{"name", "changed", "why", "changes", "max_abs_difference", "rms_relative"}, …],
@@ -90,7 +92,7 @@ def optimize(
         nodes_before = model.graph.num_nodes()
         record = run_pass(default_pipeline(contract, fuse=fuse), model, context)
         onnx_files.strip_metadata(model)
-        onnx_files.save_model(model, path_out)
+        onnx_files.save_model(model, path_out, external_data=external_data)
         operators = [f"{node.domain}::{node.op_type}".lstrip(":") for node in model.graph.all_nodes()]
         return {
             "passes": [leaf.to_dict() for leaf in record.leaves()],
@@ -101,23 +103,3 @@ def optimize(
             "rms_relative": record.rms_relative,
             "portable": is_portable(model),
         }
-
-
-def optimize_job(arguments: dict[str, Any]) -> dict[str, Any]:
-    """`optimize` for a process of its own: one JSON document in, one out.
-
-    Args:
-        arguments: ``{"path_in", "path_out", "contract": InputContract.to_dict(), "samples": [path of an .npz with one
-            batch, …], "fuse": bool}``.
-    """
-    samples = []
-    for path in arguments["samples"]:
-        with np.load(path) as arrays:
-            samples.append({name: arrays[name] for name in arrays.files})
-    return optimize(
-        arguments["path_in"],
-        arguments["path_out"],
-        contract=InputContract.from_dict(arguments["contract"]),
-        samples=samples,
-        fuse=bool(arguments.get("fuse", False)),
-    )

@@ -33,6 +33,7 @@ def convert(
     io_types: Literal["fp32", "half"] = "fp32",
     margin: float = 2.0,
     rules: Sequence[str] | None = None,
+    external_data: bool | None = None,
 ) -> dict[str, Any]:
     """Convert an FP32 ONNX model to half precision.
 
@@ -50,6 +51,7 @@ def convert(
         margin: Measured ranges are multiplied by it before they are compared with the half type's.
         rules: Names of the rules to apply beside those that validity needs; ``None`` for all
             (`exporter.precision.rules.rules`).
+        external_data: As `exporter.onnx_files.save_model` has it.
 
     Returns:
         The record for ``evidence/precision.json``: ``kept`` has every node left in FP32, with the rule, the reason
@@ -102,7 +104,7 @@ def convert(
     retyped = retype(facts)
     check_strongly_typed(model)
     check_model(model)
-    save_model(model, path_out)
+    save_model(model, path_out, external_data=external_data)
     return {
         "precision": precision,
         "io_types": io_types,

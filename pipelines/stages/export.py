@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.processes import report_progress
+from pipelines.stages.files import external_data
 
 if TYPE_CHECKING:
     from exporter.artifact import Artifact
@@ -15,7 +16,7 @@ def to_onnx(arguments: dict[str, Any]) -> dict[str, Any]:
     """Export to ONNX; an ONNX source is taken as it is.
 
     Args:
-        arguments: ``original`` (what to open), ``opset``, ``folder``.
+        arguments: ``original`` (what to open), ``opset``, ``external_data`` (``auto`` or ``always``), ``folder``.
 
     Returns:
         ``artifact``, its path relative to the folder.
@@ -29,7 +30,8 @@ def to_onnx(arguments: dict[str, Any]) -> dict[str, Any]:
     if original.module is None:
         return _relative(import_onnx(original, folder), folder)
     report_progress("tracing to ONNX")
-    return _relative(export_onnx(original, folder, opset=int(arguments["opset"])), folder)
+    beside = external_data(arguments)
+    return _relative(export_onnx(original, folder, opset=int(arguments["opset"]), external_data=beside), folder)
 
 
 def to_program(arguments: dict[str, Any]) -> dict[str, Any]:

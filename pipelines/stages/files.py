@@ -27,6 +27,11 @@ BATCHES = "batches.safetensors"
 _IN, _OUT = "input|", "output|"
 
 
+def external_data(arguments: Mapping[str, Any]) -> bool | None:
+    """What the recipe says about weights in a file beside the graph, as `exporter.onnx_files.save_model` takes it."""
+    return True if arguments["external_data"] == "always" else None
+
+
 def write_case(folder: Path, number: int, case: Case, outputs: Mapping[str, np.ndarray]) -> str:
     """Write one parity case with the original's outputs; returns the file's name."""
     from safetensors.numpy import save_file

@@ -7,9 +7,11 @@ from typing import Any
 
 from exporter.artifact import Artifact, Variant
 from pipelines.processes import report_progress
-from pipelines.stages.files import read_case_inputs
+from pipelines.stages.files import external_data, read_case_inputs
 
+# Files get the names that they have in a bundle: a graph names the file of its weights, so it cannot be renamed later.
 MODEL = "model.onnx"
+FUSED = "model_fused.onnx"
 EMULATION = "emulation/model.onnx"
 MOST_SAMPLES = 6
 
@@ -18,7 +20,8 @@ def optimize(arguments: dict[str, Any]) -> dict[str, Any]:
     """Run the graph passes, each checked on real inputs.
 
     Args:
-        arguments: ``artifact``, ``recorded`` (folder of the record stage), ``fuse`` (for ONNX Runtime), ``folder``.
+        arguments: ``artifact``, ``recorded`` (folder of the record stage), ``fuse`` (for ONNX Runtime),
+            ``external_data`` (``auto`` or ``always``), ``folder``.
 
     Returns:
         ``path`` relative to the folder, and ``record``: what each pass changed and why.
@@ -26,15 +29,17 @@ def optimize(arguments: dict[str, Any]) -> dict[str, Any]:
     from exporter.passes import optimize as run_passes
 
     artifact = Artifact.from_dict(arguments["artifact"])
+    name = FUSED if arguments["fuse"] else MODEL
     report_progress("fusing for ONNX Runtime" if arguments["fuse"] else "running graph passes")
     record = run_passes(
         artifact.path,
-        Path(arguments["folder"]) / MODEL,
+        Path(arguments["folder"]) / name,
         contract=artifact.contract,
         samples=read_case_inputs(Path(arguments["recorded"]), MOST_SAMPLES),
         fuse=bool(arguments["fuse"]),
+        external_data=external_data(arguments),
     )
-    return {"path": MODEL, "record": record}
+    return {"path": name, "record": record}
 
 
 def lower(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def lower(arguments: dict[str, Any]) -> dict[str, Any]:
     ONNX Runtime has no BF16 kernels on a CPU, and skips roundings of FP16 models where it has no FP16 kernels.
 
     Args:
-        arguments: ``artifact``, ``precision``, ``folder``.
+        arguments: ``artifact``, ``precision``, ``external_data`` (``auto`` or ``always``), ``folder``.
 
     Returns:
         ``path``, ``emulation`` (both relative to the folder), ``record``: every node kept in FP32 and why.
@@ -54,10 +59,17 @@ def lower(arguments: dict[str, Any]) -> dict[str, Any]:
     artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
     precision = arguments["precision"]
     report_progress(f"converting to {precision}")
-    record = convert(artifact.path, folder / MODEL, precision=precision, contract=artifact.contract)
+    name = f"model_{precision}.onnx"
+    record = convert(
+        artifact.path,
+        folder / name,
+        precision=precision,
+        contract=artifact.contract,
+        external_data=external_data(arguments),
+    )
     (folder / EMULATION).parent.mkdir()
-    emulation = emulate_half(folder / MODEL, folder / EMULATION, precision=precision)
-    return {"path": MODEL, "emulation": EMULATION, "record": {**record, "emulation": emulation}}
+    emulation = emulate_half(folder / name, folder / EMULATION, precision=precision)
+    return {"path": name, "emulation": EMULATION, "record": {**record, "emulation": emulation}}
 
 
 def build(arguments: dict[str, Any]) -> dict[str, Any]:

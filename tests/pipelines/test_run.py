@@ -127,6 +127,46 @@ def test_load_agrees_with_the_original(bundle: Path, model_folder: Folders) -> N
         assert rms(expected, model(list(TEXTS))) < 1e-5
 
 
+def test_weights_beside_their_graphs(here: Planish, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
+    """As every model beyond 2 GB has them: each graph finds its own, wherever the bundle is."""
+    import onnx
+
+    targets = "targets=[onnxruntime-cpu, onnxruntime-cuda]"
+    more = settings("export.external_data=always", "precisions=[fp32, fp16, bf16]", targets)
+    status, _, told = here("export", model_folder("bert"), *more, "--data", texts, "--out", tmp_path / "out")
+    assert status == 0, told
+    bundle = (tmp_path / "out").rename(tmp_path / "moved")
+    graphs = {path.relative_to(bundle).as_posix(): path for path in bundle.rglob("*.onnx")}
+    assert set(graphs) == {
+        "onnx/model.onnx",
+        "onnx/model_fp16.onnx",
+        "onnx/model_bf16.onnx",
+        f"variants/{ORT}-fused/model_fused.onnx",
+    }
+    sizes = {}
+    for name, path in graphs.items():
+        model = onnx.load(path, load_external_data=False)
+        places = {
+            entry.value
+            for tensor in model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        assert places == {f"{path.stem}.onnx_data"}
+        onnx.checker.check_model(str(path))
+        sizes[name] = (path.parent / places.pop()).stat().st_size
+    assert sizes["onnx/model_fp16.onnx"] < sizes["onnx/model.onnx"]
+    for entry in manifest(bundle)["variants"]:
+        if entry["files"] and entry["files"][0].endswith(".onnx"):
+            assert [Path(name).suffix for name in entry["files"]] == [".onnx", ".onnx_data"]
+    inputs = encoded(model_folder("bert"))
+    with load(bundle, variant=ORT) as model:
+        found = model.run(inputs)
+    wanted = originals(model_folder("bert"), inputs)
+    np.testing.assert_allclose(found["last_hidden_state"], wanted["last_hidden_state"], atol=1e-5)
+    assert here("verify", bundle, "--no-latency")[0] == 0
+
+
 def test_a_second_run_is_up_to_date(bundle: Path, model_folder: Folders, cache: Path, texts: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in bundle.rglob("*")}
     again = export(model_folder("bert"), bundle, cache, "include_source=true", options=["--data", texts])

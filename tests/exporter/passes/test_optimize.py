@@ -11,7 +11,7 @@ import pytest
 from exporter.artifact import InputContract
 from exporter.errors import RequestError
 from exporter.onnx_files import load_model, save_model
-from exporter.passes import PassContext, default_pipeline, optimize, optimize_job, run_pass
+from exporter.passes import PassContext, default_pipeline, optimize, run_pass
 from exporter.passes.fuse_onnxruntime import FUSED_DOMAIN, FuseForOnnxRuntime, is_portable
 from tests.exporter.passes.builders import outputs
 from tests.exporter.passes.conftest import text_samples
@@ -133,22 +133,6 @@ def test_the_pipeline_is_a_pass_with_parts(bert_file: Path) -> None:
     assert record.name == "fused"
     assert [part.name for part in record.parts] == ["portable", "fuse_onnxruntime", "clean_fused"]
     assert record.changed == sum(leaf.changed for leaf in record.leaves())
-
-
-def test_it_is_a_job(bert_file: Path, tmp_path: Path) -> None:
-    paths = []
-    for index, sample in enumerate(text_samples()):
-        paths.append(str(tmp_path / f"sample-{index}.npz"))
-        np.savez(paths[-1], **sample)  # type: ignore[arg-type]
-    arguments = {
-        "path_in": str(bert_file),
-        "path_out": str(tmp_path / "model.onnx"),
-        "contract": ATTENDS.to_dict(),
-        "samples": paths,
-        "fuse": False,
-    }
-    record = optimize_job(json.loads(json.dumps(arguments)))
-    assert json.loads(json.dumps(record))["portable"]
 
 
 def test_bad_requests_leave_nothing(bert_file: Path, tmp_path: Path) -> None:
