@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from exporter.artifact import Artifact, Variant
-from exporter.errors import EnvironmentLackError, RequestError
+from exporter.errors import EnvironmentLackError, NoSpaceError, RequestError
 from exporter.hardware import fingerprint
+from exporter.targets import inductor_compile
 from exporter.targets.base import Array, Availability, Binding, Session, Target, register_target
 from exporter.targets.onnxruntime import first_line
 from exporter.targets.packages import installed_version
@@ -137,6 +140,43 @@ def misfits(built: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return told
 
 
+def _compile(program: Path, folder: Path) -> list[str]:
+    """Compile in a process of its own, whose memory is free again when the archive is written; the files it made.
+
+    In one process AOTInductor holds the weights four times at its peak: as they came, packed for the processor, as
+    bytes of the library, and as bytes of the archive.
+    """
+    cache, listing = folder / "inductor-cache", folder / "inductor-cache" / "files.json"
+    cache.mkdir(parents=True, exist_ok=True)
+    root = str(Path(__file__).resolve().parents[2])
+    search = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+    # No pool of compile workers: it would outlive a job that is killed. Compiled code goes to the job's own folder.
+    done = subprocess.run(
+        [sys.executable, "-m", inductor_compile.__name__, str(program), str(listing)],
+        env={
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            **os.environ,
+            "PYTHONPATH": search,
+            "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+        if "No space left on device" in done.stdout:
+            raise NoSpaceError("no space is left to compile the model", folder, "Free some disk space")
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        told = lines[-1].strip()[:300] if lines and done.returncode > 0 else f"exit status {done.returncode}"
+        raise EnvironmentLackError(
+            "AOTInductor could not compile the model", told, "The log has the compiler's own words"
+        )
+    files: list[str] = json.loads(listing.read_text(encoding="utf-8"))
+    return files
+
+
 @register_target
 class InductorCpu(Target):
     """AOTInductor packages for this processor."""
@@ -155,24 +195,11 @@ class InductorCpu(Target):
         return Availability(True, versions={"torch": found, "compiler": str(compiler)})
 
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
-        import torch
+        files = _compile(artifact.path, folder)
+        from torch._inductor.package import package_aoti
 
-        # No pool of compile workers: it would outlive a job that is killed. Compiled code goes to the job's own folder.
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor-cache")
-        program = torch.export.load(str(artifact.path))
         package = folder / PACKAGE
-        try:
-            with torch.no_grad():
-                torch._inductor.aoti_compile_and_package(
-                    program,
-                    package_path=str(package),
-                    inductor_configs={"freezing": True, "compile_threads": 1},
-                )
-        except Exception as error:  # the compiler's errors share no base class
-            raise EnvironmentLackError(
-                "AOTInductor could not compile the model", first_line(error), "The log has the compiler's own words"
-            ) from error
+        package_aoti(str(package), files)
         shutil.rmtree(folder / "inductor-cache", ignore_errors=True)
         sheet = {"fingerprint": fingerprint(), "sha256": file_digest(package)}
         (folder / FINGERPRINT).write_text(json.dumps(sheet, indent=2, sort_keys=True) + "\n", encoding="utf-8")

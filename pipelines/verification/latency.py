@@ -22,6 +22,7 @@ from pipelines.verification.latency_result import LatencyResult, PointTiming, Sa
 from pipelines.verification.worker_process import WorkerProcess, WorkerSpec, WorkerState, await_ready
 
 MEMORY_SHARE = 0.7
+MOST_CONCURRENT_BYTES = 16_000_000_000
 BUSY_SHARE = 0.1
 ROUNDS_FOR_AN_INTERVAL = 5
 
@@ -40,7 +41,8 @@ class Plan:
         open_timeout_s: A worker that is not ready after so long has failed.
         block_timeout_s: A block that takes longer has failed.
         concurrent_bytes: Workers are alive at the same time only up to this sum of `estimated_bytes`; beyond it they
-            are measured in groups, each with the baseline. ``None``: 70 % of the memory now available.
+            are measured in groups, each with the baseline. ``None``: 70 % of the memory now available, and 16 GB at
+            most: also a machine with much memory need not hold every form of a large model at once.
     """
 
     rounds: int = 30
@@ -124,7 +126,7 @@ def plan_groups(workers: Sequence[WorkerSpec], baseline: str, concurrent_bytes: 
     if concurrent_bytes is None:
         import psutil
 
-        concurrent_bytes = int(MEMORY_SHARE * psutil.virtual_memory().available)
+        concurrent_bytes = min(MOST_CONCURRENT_BYTES, int(MEMORY_SHARE * psutil.virtual_memory().available))
     if sum(spec.estimated_bytes for spec in workers) <= concurrent_bytes:
         return [list(workers)]
     common = [spec for spec in workers if spec.name == baseline]
@@ -170,7 +172,8 @@ class _Group:
         self.say(f"opening {', '.join(spec.name for spec in self.specs)}")
         with contextlib.ExitStack() as stack:
             workers: list[WorkerProcess] = []
-            for spec in self.specs:
+            # The baseline comes last: a runtime needs most memory while it loads, PyTorch no more than afterwards.
+            for spec in reversed(self.specs) if self.groups > 1 else self.specs:
                 if self.states[spec.name].error is not None:  # the baseline, in an earlier group
                     continue
                 worker = WorkerProcess(spec, self.states[spec.name], self.points, self.log)

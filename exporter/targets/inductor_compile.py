@@ -1,0 +1,63 @@
+"""Compiling a `torch.export` program: ``python -m exporter.targets.inductor_compile PROGRAM LISTING``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def compile_program(program: Path) -> list[str]:
+    """Compile a program with frozen weights, in memory of about twice their size.
+
+    Args:
+        program: The ``.pt2`` file of the program.
+
+    Returns:
+        The files that AOTInductor made, for `torch._inductor.package.package_aoti`.
+    """
+    import torch
+
+    loaded = torch.export.load(str(program))
+    if loaded.example_inputs is None:
+        raise ValueError(f"{program} carries no example inputs")
+    args, kwargs = loaded.example_inputs
+    module = loaded.module(check_guards=False)
+    del loaded
+    options: dict[str, Any] = {"aot_inductor.package": True, "freezing": True, "compile_threads": 1}
+    if not any(isinstance(part, torch.fx.GraphModule) for part in module.modules() if part is not module):
+        # With one graph alone, what that graph does not read nothing reads. (A function, which copies of the options
+        # share: a `functools.partial` would be copied with all weights.)
+        options["post_grad_custom_post_pass"] = lambda graph: _drop_unread(graph, module)
+    with torch.no_grad():
+        files = torch._inductor.aot_compile(module, args, kwargs, options=options)
+    return [str(file) for file in files]
+
+
+def _drop_unread(graph: torch.fx.Graph, module: torch.nn.Module) -> None:
+    """Let go of the weights that the frozen graph does not read, having packed copies of its own."""
+    import torch
+    from torch._subclasses import FakeTensor
+
+    frozen = graph.owning_module
+    read = set()
+    for node in graph.find_nodes(op="get_attr"):
+        value: Any = frozen
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if isinstance(value, torch.Tensor) and not value.is_mkldnn:
+            read.add(value.untyped_storage().data_ptr())
+    for owner in (frozen, module):
+        for tensor in (*owner.parameters(), *owner.buffers()):
+            if isinstance(tensor, FakeTensor) or tensor.is_mkldnn:
+                continue
+            if tensor.untyped_storage().data_ptr() not in read:
+                tensor.data = torch.empty(0, dtype=tensor.dtype)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(compile_program(Path(sys.argv[1]))), encoding="utf-8")
