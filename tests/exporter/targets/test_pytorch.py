@@ -76,7 +76,7 @@ def test_an_unknown_precision(arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_agrees_with_eager_and_specialises_each_shape(arguments: dict[str, Any]) -> None:
+def test_compiled_agrees_with_eager_in_every_shape(arguments: dict[str, Any]) -> None:
     session = open_compiled(arguments, threads=1)
     inputs = inputs_of(arguments)
     short = {name: np.ascontiguousarray(value[:1, :5]) for name, value in inputs.items()}
@@ -98,7 +98,11 @@ def test_compiled_agrees_with_eager_and_specialises_each_shape(arguments: dict[s
     assert runs == 1, "a shape that was compiled before runs once for each run"
     told = session.executed()
     assert told["runtime"] == "pytorch-compile"
-    assert told["graphs"] - before == 2
+    assert told["graphs"] - before >= 2
+    assert set(told["median_ms_at_first_shape"]) == {"free", "fixed"}
+    assert told["shapes"] == min(
+        told["median_ms_at_first_shape"], key=lambda name: told["median_ms_at_first_shape"][name]
+    )
     assert told["graph_breaks"] == 0
     assert told["frozen"]
     if torch.backends.mkldnn.is_available() and platform.machine() == "x86_64":
