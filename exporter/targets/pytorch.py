@@ -152,7 +152,7 @@ class CompiledSession(EagerSession):
 
 
 def _median_seconds(binding: PyTorchBinding) -> float:
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + _CHOICE_SECONDS
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
