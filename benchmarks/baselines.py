@@ -132,10 +132,11 @@ def find_task(asked: str | None, bundle: Bundle | None, source: Source) -> Task:
 
 
 def of_bundle(bundle: Bundle, trust: bool) -> Candidates:
-    """The bundle's FP32 variants that passed; engines only when they are trusted."""
+    """The bundle's FP32 variants that passed; engines only where this user's cache built them, or they are trusted."""
     from exporter.targets import get_target
     from exporter.targets.inductor import file_digest
     from pipelines.opening import opening
+    from pipelines.trust import trusted
 
     found = Candidates()
     for entry in bundle.manifest.variants:
@@ -144,7 +145,7 @@ def of_bundle(bundle: Bundle, trust: bool) -> Candidates:
         engine = not get_target(entry.target).portable
         if entry.status != "passed" or not entry.files:
             found.failed[entry.id] = f"{entry.status} in the bundle: {entry.reason or 'its files are not there'}"
-        elif engine and not trust:
+        elif engine and not trust and file_digest(bundle.path_of(entry)) not in trusted():
             found.failed[entry.id] = "an engine is native code: it is opened only with --trust"
         else:
             digests = frozenset({file_digest(bundle.path_of(entry))}) if engine else frozenset()
