@@ -37,8 +37,7 @@ $(STAMP): pyproject.toml constraints/$(EXTRA).txt
 setup: $(STAMP) ## Make .venv with everything in it
 
 export: $(STAMP) ## Run the main job: MODEL=… to a verified bundle
-	$(BIN)/planish $(if $(RECIPE),run $(RECIPE),export $(MODEL)) $(if $(TASK),--task $(TASK)) $(if $(DATA),--data $(DATA)) \
-	  $(if $(OUT),--out $(OUT)) $(ARGS)
+	$(strip $(BIN)/planish $(if $(RECIPE),run $(RECIPE),export $(MODEL)) $(if $(TASK),--task $(TASK)) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)) $(ARGS))
 
 verify: $(STAMP) ## Check a bundle again on this machine: BUNDLE=…
 	$(BIN)/planish verify $(BUNDLE) $(ARGS)

@@ -274,25 +274,27 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
 
 
 BUSY = 0.25
-"""Share of the processors' time that other programs took, from which on the verdict warns of its figures."""
+"""Share of the processors' time that other programs took, from which on the verdict tells no figures."""
 
 
 def sentence(written: Manifest, busy: float | None = None) -> str:
-    """The verdict in a sentence; it warns where other programs kept the machine busy while it was timed."""
-    told = _verdict(written)
-    if busy is None or busy <= BUSY:
-        return told
-    return f"{told}. Other programs took {busy:.0%} of the processors meanwhile: time it again on an idle machine"
-
-
-def _verdict(written: Manifest) -> str:
+    """The verdict in a sentence; without figures where other programs kept the machine busy while it was timed."""
     overall = written.selected.get("overall")
     if overall is None:
         return "Do not ship: no variant passed its gates"
+    passed = f"Ship {overall}: it passed its gates"
     variant = next(entry for entry in written.variants if entry.id == overall)
+    if not variant.points:
+        return f"{passed}; its latency was not measured"
+    if busy is not None and busy > BUSY:
+        # Programs that take turns on the processors can hold one session up a thousand times longer than another.
+        return (
+            f"{passed}. How fast it is was not to be seen: other programs took {busy:.0%} of the processors while it "
+            "was timed. Time it again on an idle machine"
+        )
     points = [(label, p.speedup) for label, p in variant.points.items() if p.speedup is not None]
     if not points:
-        return f"Ship {overall}: it passed its gates; its latency was not measured"
+        return f"{passed}. It was timed, but there is no PyTorch baseline to compare it with"
     best = max(points, key=lambda item: item[1])
     least = min(points, key=lambda item: item[1])
     shown = best[0].replace("x", " × ")

@@ -55,7 +55,8 @@ def render_table(report: Mapping[str, Any], console: Console) -> None:
     if any(v.status != "skipped" for v in view.variants):
         console.print(_table(view, console))
         if view.timed:
-            line(("Speed-ups over eager PyTorch; * marks what was selected there.", "dim"))
+            legend = "* marks what was selected: of intervals that overlap, the simpler variant."
+            line((f"Speed-ups over eager PyTorch; {legend}", "dim"))
     _explain(view, line)
     if view.ok:
         line((view.sentence, "bold green"))

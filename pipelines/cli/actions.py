@@ -83,7 +83,9 @@ def verify_bundle(bundle: Path, against: str | None, latency: bool, trust: bool,
     _print_variants(found.variants, found.latency)
     if found.source is not None:
         print(f"source   {found.source['verdict']}: {found.source['reason']}")
-    print(f"{bundle}: " + ("verified" if found.ok else "NOT verified: something that had passed fails here"))
+    failed = any(entry["status"] == "failed" for entry in found.variants.values())
+    why = "something that had passed fails here" if failed else "it does not agree with the source"
+    print(f"{bundle}: " + ("verified" if found.ok else f"NOT verified: {why}"))
     return 0 if found.ok else 1
 
 
