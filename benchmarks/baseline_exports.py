@@ -189,7 +189,7 @@ def error_of(arguments: dict[str, Any]) -> dict[str, float]:
 
 
 def _built(target: Any, variant: Variant, artifact: Artifact, folder: Path) -> dict[str, Any]:
-    from exporter.targets.inductor import file_digest
+    from exporter.digests import file_digest
 
     files = target.build(artifact, variant, folder) or [artifact.path]
     opened = Artifact(files[0], artifact.format, artifact.signature, artifact.contract)

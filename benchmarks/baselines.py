@@ -133,8 +133,8 @@ def find_task(asked: str | None, bundle: Bundle | None, source: Source) -> Task:
 
 def of_bundle(bundle: Bundle, trust: bool) -> Candidates:
     """The bundle's FP32 variants that passed; engines only where this user's cache built them, or they are trusted."""
+    from exporter.digests import file_digest
     from exporter.targets import get_target
-    from exporter.targets.inductor import file_digest
     from pipelines.opening import opening
     from pipelines.trust import trusted
 

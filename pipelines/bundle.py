@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from exporter.artifact import Artifact, InputContract, Signature
+from exporter.digests import file_digest
 from exporter.errors import InternalError, RequestError
-from pipelines.digests import file_digest, walk_files
+from pipelines.digests import walk_files
 from pipelines.disk import copy_file, disk_errors, exchange, remove_tree, sync_folder, write_durably
 from pipelines.integrity import Difference, check_integrity, unlisted
 from pipelines.locks import FileLock

@@ -14,9 +14,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from exporter.digests import file_digest
 from exporter.errors import InternalError
 from pipelines.code_digest import code_digest
-from pipelines.digests import canonical_json, file_digest, json_digest, walk_files
+from pipelines.digests import canonical_json, json_digest, walk_files
 from pipelines.disk import write_durably
 
 RECORD = "record.json"

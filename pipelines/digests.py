@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from exporter.digests import file_digest
 from exporter.errors import RequestError
 
 
@@ -25,12 +26,6 @@ def canonical_json(data: Any) -> bytes:
 def json_digest(data: Any) -> str:
     """SHA-256 (64 hex digits) of the canonical JSON of `data`."""
     return hashlib.sha256(canonical_json(data)).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 (64 hex digits) of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from exporter.digests import file_digest
 from exporter.errors import RequestError
-from pipelines.digests import file_digest, walk_files
+from pipelines.digests import walk_files
 from pipelines.manifest import DIGEST_KEY, MANIFEST, is_safe_name, manifest_digest, parse_manifest, render
 
 Kind = Literal["changed", "missing", "unlisted", "link", "unsafe"]

@@ -36,15 +36,11 @@ class SimplifyMasks(RepeatedPass):
     why = "masks are computed without index grids and without broadcasting them before they are used"
 
     def round(self, graph: ir.Graph) -> list[Change]:
-        return _one_round(graph)
-
-
-def _one_round(graph: ir.Graph) -> list[Change]:
-    facts = analyse(graph)
-    indices = positions(graph, facts)
-    changes = _grids(graph, facts, indices)
-    uniform = uniform_values(graph, facts, indices)
-    return changes or _neutral(graph, facts, uniform) or _narrow(graph, facts, uniform)
+        facts = analyse(graph)
+        indices = positions(graph, facts)
+        changes = _grids(graph, facts, indices)
+        uniform = uniform_values(graph, facts, indices)
+        return changes or _neutral(graph, facts, uniform) or _narrow(graph, facts, uniform)
 
 
 def _grids(graph: ir.Graph, facts: Facts, indices: dict[ir.Value, int]) -> list[Change]:

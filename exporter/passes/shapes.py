@@ -30,20 +30,16 @@ class SimplifyShapes(RepeatedPass):
     why = "shape arithmetic whose result follows from the shapes is replaced by constants, and no-ops are removed"
 
     def round(self, graph: ir.Graph) -> list[Change]:
-        return _one_round(graph)
-
-
-def _one_round(graph: ir.Graph) -> list[Change]:
-    facts, changes = analyse(graph), []
-    for node in list(graph):
-        if node.domain != "" or not node.outputs:
-            continue
-        for rule in (*_RULES.get(node.op_type, ()), _constant_content):
-            why = rule(node, facts, graph)
-            if why is not None:
-                changes.append(Change(node.name or node.op_type, node.op_type, why))
-                break
-    return changes + _share_contents(graph, facts)
+        facts, changes = analyse(graph), []
+        for node in list(graph):
+            if node.domain != "" or not node.outputs:
+                continue
+            for rule in (*_RULES.get(node.op_type, ()), _constant_content):
+                why = rule(node, facts, graph)
+                if why is not None:
+                    changes.append(Change(node.name or node.op_type, node.op_type, why))
+                    break
+        return changes + _share_contents(graph, facts)
 
 
 def reshape_target(source: Shape, wanted: Shape) -> list[int] | None:

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from exporter.digests import file_digest
 from exporter.errors import RequestError
-from exporter.sources.source import Source, bundle_name, digest_parts, sha256_file
+from exporter.sources.source import Source, bundle_name, digest_parts
 
 SHAPE = "A factory returns (nn.Module, {input name: example tensor})"
 
@@ -37,7 +38,7 @@ def resolve_factory(spec: str, module: str, attribute: str) -> Source:
 def factory_digest(spec: str, model: Any) -> str:
     """Digest of a factory's name, the file that holds its code, and the weights of the module that it made."""
     file = getattr(sys.modules[spec.partition(":")[0]], "__file__", None)
-    code = sha256_file(Path(file)) if file and Path(file).is_file() else ""
+    code = file_digest(Path(file)) if file and Path(file).is_file() else ""
     return digest_parts([("factory", spec), ("code", code), ("weights", digest_state(model))])
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from exporter.digests import file_digest
 from exporter.errors import RequestError
-from exporter.sources.source import Source, bundle_name, digest_parts, sha256_file
+from exporter.sources.source import Source, bundle_name, digest_parts
 
 
 def resolve_pt2(spec: str, path: Path, *, trust: bool) -> Source:
@@ -32,7 +33,7 @@ def resolve_pt2(spec: str, path: Path, *, trust: bool) -> Source:
         spec=spec,
         path=path,
         name=bundle_name(path.stem),
-        digest=digest_parts([("program", sha256_file(path))]),
+        digest=digest_parts([("program", file_digest(path))]),
         weights_bytes=path.stat().st_size,
     )
 
@@ -54,7 +55,7 @@ def resolve_onnx(spec: str, path: Path) -> Source:
         raise RequestError("the ONNX file is truncated or corrupt: it holds no graph", path, "Export or copy it again")
     external = check_external_data(model, path)
     tensors = [*_tensors(model)]
-    digest = digest_parts([("model", sha256_file(path)), *((n, sha256_file(path.parent / n)) for n in external)])
+    digest = digest_parts([("model", file_digest(path)), *((n, file_digest(path.parent / n)) for n in external)])
     return Source(
         kind="onnx",
         spec=spec,

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from exporter.digests import file_digest
+
 SourceKind = Literal["huggingface", "package", "factory", "pt2", "onnx"]
 KINDS: tuple[str, ...] = get_args(SourceKind)
-
-_CHUNK_BYTES = 1 << 20
 
 
 def bundle_name(text: str) -> str:
@@ -86,18 +86,9 @@ class Source:
         )
 
 
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def digest_files(root: Path, names: Iterable[str]) -> str:
     """Digest of files by relative name and content: where the folder lies and the files' dates don't matter."""
-    return digest_parts((name, sha256_file(root / name)) for name in sorted(set(names)))
+    return digest_parts((name, file_digest(root / name)) for name in sorted(set(names)))
 
 
 def digest_parts(parts: Iterable[tuple[str, str]]) -> str:

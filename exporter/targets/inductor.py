@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifact import Artifact, Variant
+from exporter.digests import file_digest
 from exporter.errors import EnvironmentLackError, NoSpaceError, RequestError
 from exporter.hardware import fingerprint
 from exporter.targets import inductor_compile
@@ -79,12 +79,6 @@ class InductorSession(Session):
         return list(loader.get_constant_map().values()) if hasattr(loader, "get_constant_map") else []
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
     """Refuse an engine that is not trusted or does not fit this machine, before any of it is loaded.
 
@@ -148,15 +142,12 @@ def _compile(program: Path, folder: Path) -> list[str]:
     """
     cache, listing = folder / "inductor-cache", folder / "inductor-cache" / "files.json"
     cache.mkdir(parents=True, exist_ok=True)
-    root = str(Path(__file__).resolve().parents[2])
-    search = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
     # No pool of compile workers: it would outlive a job that is killed. Compiled code goes to the job's own folder.
     done = subprocess.run(
-        [sys.executable, "-m", inductor_compile.__name__, str(program), str(listing)],
+        [sys.executable, "-P", inductor_compile.__file__, str(program), str(listing)],
         env={
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             **os.environ,
-            "PYTHONPATH": search,
             "TORCHINDUCTOR_CACHE_DIR": str(cache),
         },
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Compiling a `torch.export` program: ``python -m exporter.targets.inductor_compile PROGRAM LISTING``."""
+"""Compiling a `torch.export` program: ``python -P inductor_compile.py PROGRAM LISTING``."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def describe_program(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: It is missing or no archive.
     """
-    from exporter.sources.source import sha256_file
+    from exporter.digests import file_digest
 
     if not path.is_file():
         raise RequestError("there is no such file", path, "Check the path")
@@ -163,7 +163,7 @@ def describe_program(path: Path) -> dict[str, Any]:
         "is_code": True,
         "bytes": path.stat().st_size,
         "entries": len(names),
-        "digest": f"sha256:{sha256_file(path)}",
+        "digest": f"sha256:{file_digest(path)}",
         "fingerprint": _json_file(path.parent / "fingerprint.json") if compiled else None,
     }
 

@@ -67,7 +67,7 @@ def check_parity(session: Session, cases: Path, floors: Path, precision: str, lo
     errors, shapes = {}, {}
     pairs: list[Case] = []
     kept: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
-    partners = {case.partner for case, _ in files.read_cases(cases) if case.partner}
+    partners = files.read_partners(cases)
     for case, expected in files.read_cases(cases):
         actual = session.run(case.inputs)
         errors[case.name] = compare(

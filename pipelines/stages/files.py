@@ -64,6 +64,12 @@ def read_cases(folder: Path) -> Iterator[tuple[Case, Arrays]]:
         yield Case(entry["name"], inputs, entry["kind"], entry["partner"], entry["row"]), outputs
 
 
+def read_partners(folder: Path) -> set[str]:
+    """Names of the cases that another case is compared with; reads the list alone, no arrays."""
+    listed = json.loads((folder / CASES).read_text(encoding="utf-8"))
+    return {entry["partner"] for entry in listed if entry["partner"]}
+
+
 def read_case_inputs(recorded: Path, most: int) -> list[Arrays]:
     """The inputs of some cases of different kinds, small ones first."""
     cases = [case for case, _ in read_cases(recorded / "cases")]

@@ -81,8 +81,8 @@ def build(arguments: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``files`` relative to the folder, the one to open first, and ``digest``: its SHA-256.
     """
+    from exporter.digests import file_digest
     from exporter.targets import get_target
-    from exporter.targets.inductor import file_digest
 
     folder = Path(arguments["folder"])
     variant = Variant(**arguments["variant"])

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.digests import file_digest
 from pipelines import verify
 from pipelines.bundle import check_integrity
-from pipelines.digests import file_digest
 from pipelines.manifest import DIGEST_KEY, MANIFEST, manifest_digest, render
 from tests.models import make_model
 from tests.pipelines.jobs import digests, manifest, planish

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from exporter.digests import file_digest
 from exporter.errors import RequestError
 from exporter.hardware import fingerprint
-from exporter.targets.inductor import FINGERPRINT, check_engine, file_digest, misfits
+from exporter.targets.inductor import FINGERPRINT, check_engine, misfits
 
 
 @pytest.fixture
