@@ -170,17 +170,18 @@ class _Group:
     def measure(self) -> tuple[int, float]:
         """Returns the number of rounds, and the share of processor time that went elsewhere meanwhile."""
         self.say(f"opening {', '.join(spec.name for spec in self.specs)}")
+        sparing = self.groups > 1
         with contextlib.ExitStack() as stack:
             workers: list[WorkerProcess] = []
             # The baseline comes last: a runtime needs most memory while it loads, PyTorch no more than afterwards.
-            for spec in reversed(self.specs) if self.groups > 1 else self.specs:
+            for spec in reversed(self.specs) if sparing else self.specs:
                 if self.states[spec.name].error is not None:  # the baseline, in an earlier group
                     continue
-                worker = WorkerProcess(spec, self.states[spec.name], self.points, self.log)
+                worker = WorkerProcess(spec, self.states[spec.name], self.points, self.log, sparing=sparing)
                 workers.append(stack.enter_context(worker))
-                if self.groups > 1:  # memory is short, and while it loads a model needs more than afterwards
+                if sparing:  # one after the other: while it loads a model needs more than afterwards
                     await_ready([worker], self.plan.open_timeout_s)
-            await_ready(workers if self.groups == 1 else [], self.plan.open_timeout_s)
+            await_ready([] if sparing else workers, self.plan.open_timeout_s)
             used = _used_seconds(workers)
             rounds = self._rounds(workers)
             ours, all_used, capacity = (

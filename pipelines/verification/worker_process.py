@@ -60,7 +60,9 @@ class WorkerState:
 class WorkerProcess:
     """One worker process. It fails alone: what goes wrong is kept in `state.error`, and it is killed."""
 
-    def __init__(self, spec: WorkerSpec, state: WorkerState, points: Mapping[str, Path], log: Path) -> None:
+    def __init__(
+        self, spec: WorkerSpec, state: WorkerState, points: Mapping[str, Path], log: Path, *, sparing: bool = False
+    ) -> None:
         self.spec = spec
         self.state = state
         self._started = time.monotonic()
@@ -69,6 +71,7 @@ class WorkerProcess:
             "arguments": spec.arguments,
             "threads": spec.threads,
             "points": {label: str(path) for label, path in points.items()},
+            "sparing": sparing,
         }
         env = {**_ENVIRONMENT, **spec.env}
         self._child = Child("pipelines.verification.worker:serve", arguments, log=log, threads=spec.threads, env=env)
