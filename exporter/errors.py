@@ -76,3 +76,9 @@ def missing_package(package: str, extra: str) -> EnvironmentLackError:
     return EnvironmentLackError(
         "a package that this step needs is not installed", package, f"Install it with: pip install 'planish[{extra}]'"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's message, cut to a readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -14,6 +14,7 @@ from exporter.hardware import probe
 from exporter.onnx_files import external_data_name
 from exporter.sources import Source
 from pipelines.artifacts import FUSED, Artifacts
+from pipelines.baselines import EAGER, label
 from pipelines.cache_entry import package_version
 from pipelines.judging import Judged
 from pipelines.manifest import InputContractEntry, Manifest, PointEntry, SourceEntry, VariantEntry
@@ -96,9 +97,11 @@ def bundle_files(results: Results, selected: Mapping[str, str | None]) -> tuple[
             owned[variant.id] = tuple(names)
     for name, artifact in _portable(results, keep_all):
         contents.setdefault(name, artifact)
-    if results.source.is_folder and results.source.path is not None:
-        wanted = [*results.source.files, *(results.source.weights if results.recipe["include_source"] else ())]
-        contents.update({name: results.source.path / name for name in wanted})
+    source = results.source
+    if source.files_folder is not None:
+        # An ONNX source is in the bundle anyway: its weights are the graph's.
+        weights = source.weights if results.recipe["include_source"] and source.is_folder else ()
+        contents.update({name: source.files_folder / name for name in (*source.files, *weights)})
     golden = results.recorded.folder
     contents.update(_golden(golden))
     return contents, owned
@@ -247,14 +250,17 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
         "verdict": {
             "ok": written.selected.get("overall") is not None,
             "selected": dict(written.selected),
-            "sentence": sentence(written, results.race.get("busy_elsewhere")),
+            "sentence": sentence(written, results.race),
         },
         "data": {
             "evaluation": {**record["data"], "note": f"quality on all rows, parity on up to {limit} of them"},
         },
         "baselines": race.get("baselines", {}),
         "latency": {
-            **{key: race.get(key) for key in ("threads", "affinity", "rounds", "min_block_ms", "points", "seconds")},
+            **{
+                key: race.get(key)
+                for key in ("baseline", "threads", "affinity", "rounds", "min_block_ms", "points", "seconds")
+            },
             "notes": [*race.get("notes", []), *record["dropped_points"]],
         }
         if race
@@ -277,8 +283,13 @@ BUSY = 0.25
 """Share of the processors' time that other programs took, from which on the verdict tells no figures."""
 
 
-def sentence(written: Manifest, busy: float | None = None) -> str:
-    """The verdict in a sentence; without figures where other programs kept the machine busy while it was timed."""
+def sentence(written: Manifest, race: Mapping[str, Any]) -> str:
+    """The verdict in a sentence; without figures where other programs kept the machine busy while it was timed.
+
+    Args:
+        written: The manifest.
+        race: What the measurement found, see `LatencyResult.to_dict`; empty where there was none.
+    """
     overall = written.selected.get("overall")
     if overall is None:
         return "Do not ship: no variant passed its gates"
@@ -286,6 +297,7 @@ def sentence(written: Manifest, busy: float | None = None) -> str:
     variant = next(entry for entry in written.variants if entry.id == overall)
     if not variant.points:
         return f"{passed}; its latency was not measured"
+    busy, baseline = race.get("busy_elsewhere"), str(race.get("baseline", EAGER))
     if busy is not None and busy > BUSY:
         # Programs that take turns on the processors can hold one session up a thousand times longer than another.
         return (
@@ -294,10 +306,12 @@ def sentence(written: Manifest, busy: float | None = None) -> str:
         )
     points = [(label, p.speedup) for label, p in variant.points.items() if p.speedup is not None]
     if not points:
-        return f"{passed}. It was timed, but there is no PyTorch baseline to compare it with"
+        return f"{passed}. It was timed, but what it is compared with was not: {label(baseline)} failed"
+    if baseline == overall:
+        return f"{passed}, and no variant is faster for certain"
     best = max(points, key=lambda item: item[1])
     least = min(points, key=lambda item: item[1])
     shown = best[0].replace("x", " × ")
     if len(points) == 1:
-        return f"Ship {overall}: {best[1]:.2f}× the speed of eager PyTorch at {shown}"
-    return f"Ship {overall}: {least[1]:.2f}× to {best[1]:.2f}× the speed of eager PyTorch (most at {shown})"
+        return f"Ship {overall}: {best[1]:.2f}× the speed of {label(baseline)} at {shown}"
+    return f"Ship {overall}: {least[1]:.2f}× to {best[1]:.2f}× the speed of {label(baseline)} (most at {shown})"

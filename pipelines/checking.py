@@ -13,6 +13,7 @@ from exporter.original.plain import original_arguments
 from exporter.sources import resolve_source
 from exporter.targets import get_target
 from exporter.tasks import get_task
+from pipelines.baselines import reference_of
 from pipelines.bundle import Bundle, Difference, check_integrity, read_bundle
 from pipelines.cache import default_root
 from pipelines.manifest import MANIFEST, VariantEntry
@@ -26,8 +27,6 @@ from pipelines.verification.gates import worst_verdict
 from pipelines.workshop import PATIENT
 
 __all__ = ["Verification", "bench_bundle", "verify"]
-
-BASELINE = "onnxruntime-cpu-fp32"
 
 
 @dataclass(frozen=True)
@@ -155,18 +154,17 @@ def bench_bundle(
         )
         for entry in entries
     ]
-    baseline = BASELINE if BASELINE in names else names[0]
     with progress.step("Measure latency"):
         result = measure(
             specs,
             {name: inputs[name] for name in ordered},
             log=_log(bundle),
             plan=Plan(budget_s=budget_s),
-            baseline=baseline,
+            baseline=reference_of(names),
             best_of=(),
             on_line=progress.update,
         )
-    return {**result.to_dict(), "baseline": baseline}
+    return result.to_dict()
 
 
 def _variant(

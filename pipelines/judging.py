@@ -11,6 +11,7 @@ from exporter.artifact import Artifact, Variant
 from exporter.errors import PlanishError
 from exporter.onnx_files import external_data_name
 from pipelines.artifacts import Artifacts, variant_dict
+from pipelines.baselines import EAGER, ONNX_SOURCE, PYTORCH, baselines_of, reference_of
 from pipelines.opening import OPENER, opening
 from pipelines.plan import PORTABLE_FILES, Candidate
 from pipelines.recipe import Recipe
@@ -189,10 +190,10 @@ class Bench:
         return made.record
 
     def race(self, variants: Sequence[Judged], points: Sequence[str]) -> dict[str, Any]:
-        """Time every variant that runs here, and PyTorch's baselines; returns the whole record."""
+        """Time every variant that runs here, and the baselines; returns the whole record."""
         timed = [judged for judged in variants if judged.runs_here]
         latency = self.recipe.latency
-        baselines = latency.baselines if self.original["source"]["kind"] != "onnx" else ()
+        baselines = baselines_of(self.original["source"]["kind"], latency.baselines)
         if not timed or not points:
             return {}
         key = self.shop.key(
@@ -220,10 +221,10 @@ class Bench:
         specs = [
             WorkerSpec(
                 name,
-                f"exporter.targets.pytorch:{'open_eager' if name == 'eager' else 'open_compiled'}",
-                {"original": self.original, "precision": "fp32"},
+                *self._baseline(name, timed),
                 self.shop.threads,
                 estimated_bytes=2 * weights + 500_000_000,
+                is_baseline=True,
             )
             for name in baselines
         ]
@@ -245,9 +246,20 @@ class Bench:
             {label: self.recorded.folder / "points" / f"{label}.safetensors" for label in points},
             log=self.shop.log,
             plan=Plan(budget_s=latency.budget_s, min_block_ms=latency.min_block_ms, seed=self.recipe.seed),
+            baseline=reference_of([spec.name for spec in specs]),
+            best_of=[name for name in baselines if name in PYTORCH],
             on_line=self.shop.progress.update,
         )
         return result.to_dict()
+
+    def _baseline(self, name: str, timed: Sequence[Judged]) -> tuple[str, dict[str, Any]]:
+        """How a worker opens a baseline: the function and its arguments."""
+        if name == ONNX_SOURCE:
+            like = next(judged.artifact for judged in timed if judged.artifact is not None)
+            source = Artifact(Path(self.original["source"]["path"]), "onnx", like.signature, like.contract)
+            return OPENER, opening(Variant(CPU_RUNNER, "fp32"), source)
+        opener = "open_eager" if name == EAGER else "open_compiled"
+        return f"exporter.targets.pytorch:{opener}", {"original": self.original, "precision": "fp32"}
 
 
 def add_timings(variants: Sequence[Judged], race: dict[str, Any], min_speedup: float | None) -> None:

@@ -154,7 +154,11 @@ class Quality(Section):
 
 
 class Latency(Section):
-    """Timing: operating points (batch x sequence, or batch alone), time budget in seconds, shortest block in ms."""
+    """Timing: operating points (batch x sequence, or batch alone), time budget in seconds, shortest block in ms.
+
+    An ONNX source has no PyTorch baselines: it is timed itself, on ONNX Runtime. Without any baseline variants are
+    compared with the portable one.
+    """
 
     points: tuple[Point, ...] = Field(default=("1x16", "1x32", "1x128", "8x128"), min_length=1)
     budget_s: Annotated[Float, Field(gt=0)] = 75.0
@@ -173,6 +177,14 @@ class Latency(Section):
     @classmethod
     def _baselines_once(cls, baselines: tuple[str, ...]) -> tuple[str, ...]:
         return no_twice(baselines)
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Latency:
+        if self.min_speedup is not None and not self.baselines:
+            raise Wrong(
+                "there is no baseline to compare with", self.min_speedup, "Add eager to baselines", "min_speedup"
+            )
+        return self
 
 
 def parse_point(point: str) -> tuple[int, int | None]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from exporter.artifact import Signature
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
+from pipelines.baselines import PORTABLE
 from pipelines.recipe_sections import parse_point
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from pipelines.manifest import VariantEntry
 
 Array = np.ndarray
-PORTABLE = "onnxruntime-cpu-fp32"
-"""Portable ONNX in FP32, which is tried last where nothing says that it is faster."""
 # What opening raises beside Planish's own errors: a runtime that does not import, a damaged file beside an engine.
 _OPENING_ERRORS = (PlanishError, ImportError, OSError, RuntimeError, ValueError, LookupError)
 
@@ -177,6 +176,7 @@ class Router:
         """Variants that passed: the one selected overall, then the faster ones; of equals portable FP32 ONNX last."""
         overall = self.bundle.manifest.selected.get("overall")
         usable = [entry for entry in self.bundle.manifest.variants if entry.status == "passed" and entry.files]
+        # Portable ONNX in FP32 is tried last where nothing says that it is faster.
         return sorted(usable, key=lambda entry: (entry.id != overall, -_speed(entry), entry.id == PORTABLE))
 
 

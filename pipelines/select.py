@@ -18,7 +18,7 @@ class Candidate:
     Attributes:
         variant: Which.
         portable: It runs wherever its runtime does (an engine does not).
-        speedups: Operating point to the interval (low, high) of its speed-up over eager PyTorch in FP32.
+        speedups: Operating point to the interval (low, high) of its speed-up; all are against the same.
     """
 
     variant: Variant

@@ -56,7 +56,7 @@ def render_table(report: Mapping[str, Any], console: Console) -> None:
         console.print(_table(view, console))
         if view.timed:
             legend = "* marks what was selected: of intervals that overlap, the simpler variant."
-            line((f"Speed-ups over eager PyTorch; {legend}", "dim"))
+            line((f"Speed-ups over {view.reference_label}; {legend}", "dim"))
     _explain(view, line)
     if view.ok:
         line((view.sentence, "bold green"))
@@ -84,12 +84,11 @@ def _table(view: ReportView, console: Console) -> Any:
         cells = [Text(_writable(column.cell(variant), console), style=style) for column in columns]
         name = Text("\n".join(_writable(part, console) for part in _broken(variant.id, room)), style=style)
         table.add_row(name, *cells, Text(variant.status, style=_STYLES[variant.status]))
-    compiled = {
-        name: Speed.read(formats.mapping(view.compile, "points", name), "speedup").value for name in view.points
-    }
-    if any(value is not None for value in compiled.values()):
-        texts = [formats.ratio(compiled[c.title]) if c.title in compiled else "" for c in columns]
-        table.add_row("torch.compile", *(Text(_writable(t, console)) for t in texts), "baseline", style="dim")
+    for label, data in view.rivals:
+        speeds = {name: Speed.read(formats.mapping(data, "points", name), "speedup").value for name in view.points}
+        if any(value is not None for value in speeds.values()):
+            texts = [formats.ratio(speeds[c.title]) if c.title in speeds else "" for c in columns]
+            table.add_row(label, *(Text(_writable(t, console)) for t in texts), "baseline", style="dim")
     return table
 
 

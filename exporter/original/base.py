@@ -22,6 +22,10 @@ DEFAULT_MAX_BATCH = 1024
 """Largest batch that exports accept when the user names none."""
 DEFAULT_MAX_LENGTH = 512
 """Longest sequence that exports accept when neither the source nor the user sets a limit."""
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""Under these names a ``config.json`` tells how many positions a model has."""
+NO_LIMIT = 1_000_000
+"""A longer `model_max_length` is how tokenizers say that they know none."""
 
 
 @dataclass

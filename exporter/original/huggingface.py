@@ -12,7 +12,7 @@ import torch
 
 from exporter.artifact import Axis, InputContract, TensorSpec
 from exporter.errors import RequestError
-from exporter.original.base import DEFAULT_MAX_LENGTH, Original
+from exporter.original.base import DEFAULT_MAX_LENGTH, NO_LIMIT, POSITION_KEYS, Original
 from exporter.original.pooling import SentenceHead, load_sentence_head
 from exporter.original.shapes import sign_forward, signature_of
 from exporter.sources.source import Source
@@ -23,8 +23,6 @@ _EXAMPLE_BATCH = 2
 _EXAMPLE_LENGTH = 16
 # Learned position tables, by the names that the model families give them.
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "position_embedding", "wpe")
-_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-_NO_LIMIT = 1_000_000
 
 
 def open_folder(source: Source, task: Task, *, max_batch: int, max_length: int | None, attends: bool) -> Original:
@@ -129,7 +127,7 @@ def position_limit(model: Any) -> int | None:
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - offset)
     if not limits:
-        values = [getattr(model.config, key, None) for key in _POSITION_KEYS]
+        values = [getattr(model.config, key, None) for key in POSITION_KEYS]
         limits = [value for value in values if isinstance(value, int) and value > 0]
     return min(limits) if limits else None
 
@@ -188,7 +186,7 @@ def _text_inputs(
 def _length_limit(model: Any, tokenizer: dict[str, Any], source: Source, wanted: int | None) -> int:
     declared = tokenizer.get("model_max_length")
     limits = [position_limit(model), int(declared) if isinstance(declared, int | float) else None]
-    known = [value for value in limits if value is not None and 0 < value < _NO_LIMIT]
+    known = [value for value in limits if value is not None and 0 < value < NO_LIMIT]
     limit = min(known) if known else None
     if wanted is None:
         return limit or DEFAULT_MAX_LENGTH

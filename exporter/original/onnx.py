@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
-from exporter.errors import RequestError, missing_package
-from exporter.original.base import DEFAULT_MAX_LENGTH, Original
+from exporter.errors import RequestError, first_line, missing_package
+from exporter.original.base import DEFAULT_MAX_LENGTH, NO_LIMIT, POSITION_KEYS, Original
 from exporter.sources.source import Source
 from exporter.tasks.registry import Task
 
@@ -37,7 +36,15 @@ class OnnxOriginal(Original):
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self.signature.outputs]
         feeds = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.signature.inputs}
-        return dict(zip(names, self.session.run(names, feeds), strict=True))
+        try:
+            return dict(zip(names, self.session.run(names, feeds), strict=True))
+        except Exception as error:  # ONNX Runtime has no common base class for its errors
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise RequestError(
+                f"the ONNX model does not run with inputs of the shapes {shapes}",
+                first_line(error),
+                "Where it takes no batches so large or sequences so long, set export.max_batch or export.max_length",
+            ) from error
 
 
 def open_onnx(
@@ -55,6 +62,8 @@ def open_onnx(
         RequestError: ONNX Runtime cannot open it, or its declared axes do not fit.
         EnvironmentLackError: ONNX Runtime is not installed.
     """
+    import onnx
+
     try:
         import onnxruntime
     except ImportError as error:
@@ -65,29 +74,47 @@ def open_onnx(
     try:
         session = onnxruntime.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception classes differ by version
-        line = str(error).strip().splitlines()[0][:300]
-        raise RequestError("ONNX Runtime cannot open the model", line, f"Check {source.path}") from error
-    signature = _signature(source, max_batch, max_length, custom)
-    folder = _encoder_folder(source)
+        raise RequestError("ONNX Runtime cannot open the model", first_line(error), f"Check {source.path}") from error
+    graph = onnx.load(str(source.path), load_external_data=False).graph
+    signature = _signature(graph, max_batch, _length_limit(source, max_length), custom)
+    if task.outputs and not set(task.outputs) & {spec.name for spec in signature.outputs}:
+        names = ", ".join(spec.name for spec in signature.outputs)
+        raise RequestError(
+            f"the ONNX model has no output of {task.name}", names, f"It would be called {' or '.join(task.outputs)}"
+        )
     modality = "tensor" if task.name == "custom" else task.modality
+    if modality != "tensor" and source.files_folder is None:
+        raise RequestError(
+            f"for {task.name} an ONNX model needs its configuration and tokenizer beside it",
+            source.path,
+            "Put config.json and the tokenizer's files into its folder, or leave the task out and give it tensors",
+        )
     return OnnxOriginal(
         source=source,
         task=task,
         module=None,
         signature=signature,
-        contract=_contract(signature, attends),
+        contract=_contract(graph, signature, attends),
         example=_example(signature),
         modality=modality,
-        encoder_folder=folder if modality != "tensor" else None,
+        encoder_folder=source.files_folder if modality != "tensor" else None,
         session=session,
     )
 
 
-def _signature(source: Source, max_batch: int, max_length: int | None, custom: Mapping[str, Any] | None) -> Signature:
+def _length_limit(source: Source, wanted: int | None) -> int:
+    """The longest sequence: as asked for, or as the configuration beside the file has it."""
+    if wanted is not None:
+        return wanted
+    config, tokenizer = source.json("config.json") or {}, source.json("tokenizer_config.json") or {}
+    values = [*(config.get(key) for key in POSITION_KEYS), tokenizer.get("model_max_length")]
+    return min((int(v) for v in values if isinstance(v, int | float) and 0 < v < NO_LIMIT), default=DEFAULT_MAX_LENGTH)
+
+
+def _signature(graph: Any, max_batch: int, max_length: int, custom: Mapping[str, Any] | None) -> Signature:
     """The graph's inputs and outputs; axes that the graph names without a range get the limits asked for."""
     import onnx
 
-    graph = onnx.load(str(source.path), load_external_data=False).graph
     initializers = {tensor.name for tensor in graph.initializer}
     axes: dict[str, Axis] = {}
 
@@ -104,7 +131,7 @@ def _signature(source: Source, max_batch: int, max_length: int | None, custom: M
             name = _AXIS_NAMES.get(dim.dim_param, dim.dim_param) or f"{value.name}_{index}"
             shape.append(name)
             if declares and name not in axes:
-                high = max_batch if name == "batch" or index == 0 else (max_length or DEFAULT_MAX_LENGTH)
+                high = max_batch if name == "batch" or index == 0 else max_length
                 axes[name] = Axis(name, 1, high)
         return TensorSpec(value.name, dtype, tuple(shape))
 
@@ -117,10 +144,18 @@ def _signature(source: Source, max_batch: int, max_length: int | None, custom: M
     return Signature(inputs, outputs, tuple(axes.values()))
 
 
-def _contract(signature: Signature, attends: bool) -> InputContract:
-    masks = [s.name for s in signature.inputs if s.name == "attention_mask"]
-    mask = masks[0] if masks else None
-    return InputContract(attends=attends and mask is not None, mask=mask)
+def _contract(graph: Any, signature: Signature, attends: bool) -> InputContract:
+    """What callers promise: masks of 0 and 1, and ids that the tables which they look up have rows for."""
+    names = {spec.name for spec in signature.inputs}
+    mask = "attention_mask" if "attention_mask" in names else None
+    ranges = {mask: (0, 1)} if mask else {}
+    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    for node in graph.node:
+        along = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        if node.op_type == "Gather" and along == 0 and node.input[0] in rows and node.input[1] in names:
+            low, high = ranges.get(node.input[1], (0, rows[node.input[0]] - 1))
+            ranges[node.input[1]] = (low, min(high, rows[node.input[0]] - 1))
+    return InputContract(attends=attends and mask is not None, mask=mask, id_ranges=ranges)
 
 
 def _example(signature: Signature) -> dict[str, Any]:
@@ -138,13 +173,3 @@ def _example(signature: Signature) -> dict[str, Any]:
         else:
             example[spec.name] = torch.full(shape, 1 if "mask" in spec.name else 0, dtype=dtype)
     return example
-
-
-def _encoder_folder(source: Source) -> Path | None:
-    """Where the tokenizer of a model in ``folder/onnx/model.onnx`` or ``folder/model.onnx`` lies."""
-    if source.path is None:
-        return None
-    folder = source.path.parent
-    places = [folder, folder.parent] if folder.name == "onnx" else [folder]
-    files = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
-    return next((place for place in places if any((place / name).is_file() for name in files)), None)

@@ -10,7 +10,11 @@ from typing import Any
 
 from exporter.digests import file_digest
 from exporter.errors import RequestError
+from exporter.sources.folder import read_json_files, read_licence, small_files
 from exporter.sources.source import Source, bundle_name, digest_parts
+
+# One of these beside an ONNX file means that what else is there belongs to it.
+_MARKS = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
 def resolve_pt2(spec: str, path: Path, *, trust: bool) -> Source:
@@ -39,10 +43,13 @@ def resolve_pt2(spec: str, path: Path, *, trust: bool) -> Source:
 
 
 def resolve_onnx(spec: str, path: Path) -> Source:
-    """An ONNX model, with its external data where it has any.
+    """An ONNX model, with its external data, and with the configuration and tokenizer beside it, where it has any.
+
+    These lie in the file's folder, or above it where that is called ``onnx``, as on the hub.
 
     Raises:
-        RequestError: No such file, it does not parse, or its external data is missing, too short or outside its folder.
+        RequestError: No such file, it does not parse, its external data is missing, too short or outside its folder, or
+            a JSON file beside it is broken.
     """
     import onnx
 
@@ -55,17 +62,37 @@ def resolve_onnx(spec: str, path: Path) -> Source:
         raise RequestError("the ONNX file is truncated or corrupt: it holds no graph", path, "Export or copy it again")
     external = check_external_data(model, path)
     tensors = [*_tensors(model)]
-    digest = digest_parts([("model", file_digest(path)), *((n, file_digest(path.parent / n)) for n in external)])
+    beside = _beside(path)
+    files = () if beside is None else small_files(beside)
+    if beside is not None:
+        read_json_files(beside, files)
+    parts = [("model", file_digest(path)), *((n, file_digest(path.parent / n)) for n in external)]
+    if beside is not None:
+        parts += [(name, file_digest(beside / name)) for name in files]
     return Source(
         kind="onnx",
         spec=spec,
         path=path,
-        name=bundle_name(path.parent.resolve().name if path.stem == "model" else path.stem),
-        digest=digest,
+        name=bundle_name(_folder_of_model(path).resolve().name if path.stem == "model" else path.stem),
+        digest=digest_parts(parts),
+        licence=None if beside is None else read_licence(beside),
         weights_bytes=path.stat().st_size + sum((path.parent / name).stat().st_size for name in external),
         parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer) if tensors else 0,
+        files=files,
         weights=(path.name, *external),
+        beside=beside,
     )
+
+
+def _folder_of_model(path: Path) -> Path:
+    """The folder that the model goes by: not ``onnx``, which is a folder in a model's folder."""
+    folder = path.parent.absolute()
+    return folder.parent if folder.name == "onnx" else folder
+
+
+def _beside(path: Path) -> Path | None:
+    places = dict.fromkeys([path.parent, _folder_of_model(path)])
+    return next((place for place in places if any((place / name).is_file() for name in _MARKS)), None)
 
 
 def check_external_data(model: Any, path: Path) -> tuple[str, ...]:

@@ -34,11 +34,12 @@ class Source:
         licence: The licence that the model card or the package declares, if any.
         weights_bytes: Size of the weights as they lie on disk (in memory, for a factory).
         parameters: Number of weight elements, or ``None`` where only opening the model would tell.
-        files: The small files that belong to the model, relative to `path`, never weights: configuration, tokenizer,
-            pre-processing, model card, licence.
+        files: The small files that belong to the model, relative to `files_folder`, never weights: configuration,
+            tokenizer, pre-processing, model card, licence.
         weights: The weight files, relative to `path`.
         trust_remote_code: Whether the folder's own Python code may run.
         pickled: The weights are a checkpoint that ``torch.load(weights_only=True)`` accepts, not safetensors.
+        beside: The folder of the configuration and tokenizer that lie beside an ONNX file, if any do.
     """
 
     kind: SourceKind
@@ -53,33 +54,41 @@ class Source:
     weights: tuple[str, ...] = ()
     trust_remote_code: bool = False
     pickled: bool = False
+    beside: Path | None = None
 
     @property
     def is_folder(self) -> bool:
         """Whether the source is a Hugging Face model folder, wherever it was found."""
         return self.kind in ("huggingface", "package")
 
+    @property
+    def files_folder(self) -> Path | None:
+        """Where `files` lie."""
+        return self.path if self.is_folder else self.beside
+
     def json(self, name: str) -> Any:
         """The content of one of the source's JSON files, or ``None`` where the source has none of that name."""
-        if self.path is None or not self.is_folder or not (self.path / name).is_file():
+        folder = self.files_folder
+        if folder is None or not (folder / name).is_file():
             return None
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        return json.loads((folder / name).read_text(encoding="utf-8"))
 
     def to_dict(self) -> dict[str, Any]:
         """The source as JSON-able data, so that another process need not resolve it again."""
         data = asdict(self)
-        return {**data, "path": None if self.path is None else str(self.path)} | {
+        return {
+            **data,
+            **{key: None if data[key] is None else str(data[key]) for key in ("path", "beside")},
             "files": list(self.files),
             "weights": list(self.weights),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Source:
-        path = data.get("path")
         return cls(
             **{
                 **data,
-                "path": None if path is None else Path(path),
+                **{key: None if data.get(key) is None else Path(data[key]) for key in ("path", "beside")},
                 "files": tuple(data.get("files", ())),
                 "weights": tuple(data.get("weights", ())),
             }

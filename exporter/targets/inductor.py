@@ -12,11 +12,10 @@ from typing import Any
 
 from exporter.artifact import Artifact, Variant
 from exporter.digests import file_digest
-from exporter.errors import EnvironmentLackError, NoSpaceError, RequestError
+from exporter.errors import EnvironmentLackError, NoSpaceError, RequestError, first_line
 from exporter.hardware import fingerprint
 from exporter.targets import inductor_compile
 from exporter.targets.base import Array, Availability, Binding, Session, Target, register_target
-from exporter.targets.onnxruntime import first_line
 from exporter.targets.packages import installed_version
 
 PACKAGE = "model.pt2"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.artifact import Artifact, Variant
-from exporter.errors import InternalError, RequestError, missing_package
+from exporter.errors import InternalError, RequestError, first_line, missing_package
 from exporter.targets.base import Array, Availability, Binding, Session, Target, output_shapes, register_target
 from exporter.targets.packages import installed_version
 
@@ -104,12 +104,6 @@ def open_cpu_session(path: Path, threads: int, *, optimize: bool = True) -> onnx
     if session.get_providers()[0] != CPU_PROVIDER:
         raise InternalError("ONNX Runtime chose another provider than was asked for", session.get_providers())
     return session
-
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's message, cut to a readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 @register_target

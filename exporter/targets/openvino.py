@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from exporter.artifact import Artifact, Variant
-from exporter.errors import InternalError, RequestError, missing_package
+from exporter.errors import InternalError, RequestError, first_line, missing_package
 from exporter.targets.base import Array, Availability, Binding, Session, Target, output_shapes, register_target
-from exporter.targets.onnxruntime import first_line
 from exporter.targets.packages import installed_version
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}

@@ -16,12 +16,15 @@ def infer_task(source: Source) -> Task:
     """The task that the source is for.
 
     A sentence-transformers folder (``modules.json``) and a bare encoder mean feature extraction; a head named in the
-    config's ``architectures`` means the head's task; a factory, a program and an ONNX file are ``custom``.
+    config's ``architectures`` means the head's task. An ONNX file goes by the configuration beside it too, where its
+    outputs bear the task's names; else it is ``custom``, as a factory and a program are.
 
     Raises:
         RequestError: The configuration names no architecture, several, or one that leaves the choice open; lists the
             choices.
     """
+    if source.kind == "onnx":
+        return _task_of_onnx(source)
     if not source.is_folder:
         return get_task("custom")
     if _pools(source):
@@ -59,6 +62,18 @@ def check_task(source: Source, task: Task) -> None:
             ", ".join(_architectures(source)),
             f"Its task is {fitting[0]}",
         )
+
+
+def _task_of_onnx(source: Source) -> Task:
+    import onnx
+
+    outputs = {value.name for value in onnx.load(str(source.path), load_external_data=False).graph.output}
+    if _pools(source):
+        found = {get_task("feature-extraction")}
+    else:
+        found = {task for name in _architectures(source) if (task := _task_of(name)) is not None}
+    task = found.pop() if len(found) == 1 else get_task("custom")
+    return task if outputs & set(task.outputs) else get_task("custom")
 
 
 def _pools(source: Source) -> bool:

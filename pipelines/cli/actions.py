@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import RequestError
+from pipelines.baselines import label
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 
@@ -162,8 +163,7 @@ def _print_latency(workers: dict[str, Any], record: Any) -> None:
         return
     points = record["points"]
     width = max(len(name) for name in workers)
-    reference = record.get("baseline", "eager")
-    print(f"\np50 in ms (and speed-up over {reference}):")
+    print(f"\np50 in ms (and speed-up over {label(record['baseline'])}):")
     print(" " * width + "".join(f"{point:>18}" for point in points))
     for name, timing in workers.items():
         if timing["error"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from pipelines import baselines
 from pipelines.report import charts
 from pipelines.report.formats import (
     decade,
@@ -66,14 +67,15 @@ def speed_scale(view: ReportView) -> charts.Scale:
     """One scale for all operating points, so that panels can be compared."""
     values: list[float] = []
     for name in view.points:
-        values += Speed.read(mapping(view.compile, "points", name), "speedup").known
+        for _, data in view.rivals:
+            values += Speed.read(mapping(data, "points", name), "speedup").known
         for variant in view.timed:
             values += variant.speed(name).known + variant.speed_vs_best(name).known
     return charts.ratio_scale(values)
 
 
 def speed_panels(view: ReportView) -> list[Panel]:
-    """Per operating point the speed-ups, fastest first: a dot against eager, a diamond against the best PyTorch."""
+    """Per operating point the speed-ups, fastest first; a diamond for those over the best PyTorch."""
     scale = speed_scale(view)
     panels = []
     for name in view.points:
@@ -82,10 +84,13 @@ def speed_panels(view: ReportView) -> list[Panel]:
             speed = variant.speed(name)
             if speed.value is not None:
                 tone = _tone(variant, chosen=name in variant.selected_for)
-                rows.append((speed.value, _speed_row(scale, variant.id, speed, variant.speed_vs_best(name), tone)))
-        compiled = Speed.read(mapping(view.compile, "points", name), "speedup")
-        if rows and compiled.value is not None:
-            rows.append((compiled.value, _speed_row(scale, "torch.compile", compiled, Speed(), "baseline")))
+                rows.append(
+                    (speed.value, _speed_row(view, scale, variant.id, speed, variant.speed_vs_best(name), tone))
+                )
+        for rival, data in view.rivals if rows else ():
+            speed = Speed.read(mapping(data, "points", name), "speedup")
+            if speed.value is not None:
+                rows.append((speed.value, _speed_row(view, scale, rival, speed, Speed(), "baseline")))
         if rows:
             ordered = [row for _, row in sorted(rows, key=lambda item: -item[0])]
             kept = [row for i, row in enumerate(ordered) if i < MOST_ROWS or row.tone in ("chosen", "baseline")]
@@ -95,20 +100,20 @@ def speed_panels(view: ReportView) -> list[Panel]:
     return panels
 
 
-def _speed_row(scale: charts.Scale, label: str, eager: Speed, best: Speed, tone: str) -> Row:
+def _speed_row(view: ReportView, scale: charts.Scale, label: str, first: Speed, best: Speed, tone: str) -> Row:
     marks = [charts.grid(scale), charts.rule(scale, 1.0, "reference")]
-    title = f"{label}: {_speed_text(eager)} the speed of eager PyTorch"
+    title = f"{label}: {_speed_text(first)} the speed of {view.reference_label}"
     if best.value is not None:
         if best.low is not None and best.high is not None:
             marks.append(charts.whisker(scale, best.low, best.high, 27, "second"))
         marks.append(charts.diamond(scale, best.value, 27, "second"))
         title += f"; {_speed_text(best)} the best PyTorch baseline"
     height, y = (38, 12.0) if best.value is not None else (38, 19.0)
-    if eager.low is not None and eager.high is not None:
-        marks.append(charts.whisker(scale, eager.low, eager.high, y, f"first {tone}"))
-    if eager.value is not None:
-        marks.append(charts.dot(scale, eager.value, y, f"first {tone}"))
-    return Row(label, charts.plot(marks, title, height), _speed_text(eager), _speed_text(best), tone)
+    if first.low is not None and first.high is not None:
+        marks.append(charts.whisker(scale, first.low, first.high, y, f"first {tone}"))
+    if first.value is not None:
+        marks.append(charts.dot(scale, first.value, y, f"first {tone}"))
+    return Row(label, charts.plot(marks, title, height), _speed_text(first), _speed_text(best), tone)
 
 
 def _speed_text(speed: Speed) -> str:
@@ -218,13 +223,14 @@ def file_panel(view: ReportView) -> Panel | None:
 
 
 def memory_panel(view: ReportView) -> Panel | None:
-    """Peak resident memory per worker process, the PyTorch baselines first."""
+    """Peak resident memory per worker process, the baselines first."""
     rows = [(v.id, v.peak_rss_bytes, _bar_tone(v)) for v in view.variants if v.peak_rss_bytes]
     if not rows:
         return None
-    eager = ("eager PyTorch", number(view.eager.get("peak_rss_bytes")), "baseline")
-    compiled = ("torch.compile", number(view.compile.get("peak_rss_bytes")), "baseline")
-    return _bars([eager, compiled, *rows])
+    first = [
+        (baselines.label(name), number(data.get("peak_rss_bytes")), "baseline") for name, data in view.baselines.items()
+    ]
+    return _bars([*first, *rows])
 
 
 def _bars(items: Iterable[tuple[str, float | None, str]]) -> Panel:

@@ -65,7 +65,7 @@ class VariantView:
         return ", ".join(point(name) for name in self.selected_for)
 
     def speed(self, name: str) -> Speed:
-        """Speed-up over eager PyTorch at the operating point `name`."""
+        """Speed-up over the reference (mostly eager PyTorch) at the operating point `name`."""
         return Speed.read(self.points.get(name, {}), "speedup")
 
     def speed_vs_best(self, name: str) -> Speed:

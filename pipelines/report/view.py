@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pipelines import baselines
+from pipelines.baselines import EAGER
 from pipelines.report.formats import count, dig, listing, mapping, number, shown, significant, words
 from pipelines.report.variant import OVERALL, STATUSES, VariantView
 
 
 @dataclass(frozen=True)
 class TimedRow:
-    """A row of the latency table: a variant or a PyTorch baseline."""
+    """A row of the latency table: a variant or a baseline."""
 
     label: str
     figures: Mapping[str, Any]
@@ -41,8 +43,9 @@ class ReportView:
         self.selected = mapping(report, "verdict", "selected")
         items = [item for item in listing(report, "variants") if isinstance(item, Mapping)]
         self.variants = sorted((VariantView(item, self.selected) for item in items), key=lambda v: v.rank)
-        self.eager = mapping(report, "baselines", "eager")
-        self.compile = mapping(report, "baselines", "compile")
+        self.baselines = {name: mapping(report, "baselines", name) for name in mapping(report, "baselines")}
+        # What speed-ups are against: a baseline, or where the recipe wants none a variant.
+        self.reference = str(dig(report, "latency", "baseline") or EAGER)
 
     def part(self, *keys: str) -> Mapping[str, Any]:
         """A mapping of the document, empty where missing."""
@@ -57,8 +60,28 @@ class ReportView:
         """The operating points, in the order in which they were asked for."""
         named = [str(name) for name in listing(self.data, "latency", "points")]
         measured = [name for variant in self.variants for name in variant.points]
-        baselines = [*mapping(self.eager, "points"), *mapping(self.compile, "points")]
-        return list(dict.fromkeys([*named, *measured, *map(str, baselines)]))
+        other = [str(name) for data in self.baselines.values() for name in mapping(data, "points")]
+        return list(dict.fromkeys([*named, *measured, *other]))
+
+    @property
+    def reference_label(self) -> str:
+        """What speed-ups are against, in a sentence."""
+        return baselines.label(self.reference)
+
+    @property
+    def versus(self) -> str:
+        """What speed-ups are against, as the heading of a column."""
+        return f"vs. {baselines.short_label(self.reference)}"
+
+    @cached_property
+    def rivals(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The baselines that have a speed-up of their own: all but the reference."""
+        return [(baselines.label(name), data) for name, data in self.baselines.items() if name != self.reference]
+
+    @cached_property
+    def against_pytorch(self) -> bool:
+        """Variants were compared with the best of several PyTorch baselines."""
+        return any(v.speed_vs_best(name).value is not None for v in self.variants for name in v.points)
 
     @cached_property
     def timed(self) -> list[VariantView]:
@@ -128,8 +151,10 @@ class ReportView:
         """Per operating point what was timed, the fastest first."""
         tables = []
         for name in self.points:
-            baselines = (("eager PyTorch", self.eager), ("torch.compile", self.compile))
-            rows = [TimedRow(label, mapping(data, "points", name), "baseline") for label, data in baselines]
+            rows = [
+                TimedRow(baselines.label(baseline), mapping(data, "points", name), "baseline")
+                for baseline, data in self.baselines.items()
+            ]
             for variant in self.variants:
                 tone = "chosen" if name in variant.selected_for else "plain"
                 rows.append(TimedRow(variant.id, mapping(variant.points, name), tone))

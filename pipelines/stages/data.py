@@ -50,9 +50,9 @@ def open_encoder(original: Mapping[str, Any], signature: Signature) -> Any:
     from exporter.preprocess import load_encoder
 
     source, task = Source.from_dict(dict(original["source"])), get_task(original["task"])
-    if not source.is_folder or source.path is None:
+    if source.files_folder is None or task.name == "custom":
         return None
-    return load_encoder(source.path, task, signature)
+    return load_encoder(source.files_folder, task, signature)
 
 
 def open_labels(original: Mapping[str, Any]) -> dict[int, str]:
@@ -60,4 +60,4 @@ def open_labels(original: Mapping[str, Any]) -> dict[int, str]:
     from exporter.preprocess import read_labels
 
     source = Source.from_dict(dict(original["source"]))
-    return read_labels(source.path) if source.is_folder and source.path is not None else {}
+    return {} if source.files_folder is None else read_labels(source.files_folder)

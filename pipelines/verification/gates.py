@@ -49,7 +49,7 @@ def variant_status(gates: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
 def latency_gate(points: Mapping[str, Mapping[str, Any]], min_speedup: float | None) -> dict[str, Any]:
     """The latency gate, which exists only where the recipe sets ``latency.min_speedup``.
 
-    It compares the geometric mean over the operating points of the speed-up against eager FP32, and of the ends of its
+    It compares the geometric mean over the operating points of the speed-up over the baseline, and of the ends of its
     intervals, as the overall selection does: passed when the lower bound reaches the minimum, failed when the upper one
     does not, else inconclusive.
 
@@ -61,6 +61,8 @@ def latency_gate(points: Mapping[str, Mapping[str, Any]], min_speedup: float | N
         return skipped("latency ranks, and gates only where the recipe sets latency.min_speedup") | {"gates": False}
     if not points:
         return skipped("latency was not measured")
+    if any(p["speedup"] is None for p in points.values()):
+        return {"verdict": "inconclusive", "reason": "what it is compared with could not be timed"}
     figures = {
         key: _geometric_mean(p[key] for p in points.values()) for key in ("speedup_low", "speedup", "speedup_high")
     }

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.errors import RequestError
+from pipelines.baselines import EAGER, PYTORCH
 from pipelines.processes import terminable
 from pipelines.verification.latency_result import LatencyResult, PointTiming, Samples, WorkerTiming, time_point
 from pipelines.verification.worker_process import WorkerProcess, WorkerSpec, WorkerState, await_ready
@@ -62,8 +63,8 @@ def measure(
     *,
     log: Path,
     plan: Plan | None = None,
-    baseline: str = "eager",
-    best_of: Sequence[str] = ("eager", "compile"),
+    baseline: str = EAGER,
+    best_of: Sequence[str] = PYTORCH,
     on_line: Callable[[str], None] | None = None,
 ) -> LatencyResult:
     """Measure `workers` at `points`.
@@ -71,12 +72,12 @@ def measure(
     A worker that crashes, hangs or cannot open its session gets an `error` and no figures; the others go on.
 
     Args:
-        workers: The variants and the PyTorch baselines. Without `baseline` among them there are no ratios.
+        workers: The variants and the baselines.
         points: By label (``"1x16"``), the ``.safetensors`` or ``.npz`` file of the inputs.
         log: Where the workers' output goes.
         plan: How to measure.
-        baseline: Name of the worker that speed-ups are against.
-        best_of: Names of the baselines of which the fastest at each point is the second reference.
+        baseline: Name of the worker that speed-ups are against; without it among `workers` there are none.
+        best_of: Names of the PyTorch baselines, of which the fastest at each point is the second reference.
         on_line: Called with a few words on what is happening.
 
     Raises:
@@ -110,7 +111,8 @@ def measure(
         timings[spec.name] = _timing(spec, states[spec.name], found)
     return LatencyResult(
         workers=timings,
-        baselines=tuple(name for name in names if name == baseline or name in best_of),
+        baseline=baseline,
+        baselines=tuple(spec.name for spec in workers if spec.is_baseline),
         points=tuple(points),
         rounds=rounds,
         min_block_ms=plan.min_block_ms,

@@ -57,7 +57,7 @@ class PointTiming:
 
 @dataclass(frozen=True)
 class WorkerTiming:
-    """One worker: a variant or a PyTorch baseline.
+    """One worker: a variant or a baseline.
 
     Attributes:
         error: Why there is no timing (it crashed, hung or could not be opened), or ``None``.
@@ -102,7 +102,8 @@ class LatencyResult:
 
     Attributes:
         workers: Every worker by name, baselines included.
-        baselines: Names of the PyTorch baselines among them.
+        baseline: Name of the worker that speed-ups are against.
+        baselines: Names of those that are no variants.
         points: Labels of the operating points.
         rounds: Rounds that every pair was measured in.
         min_block_ms: Shortest duration of a block.
@@ -114,6 +115,7 @@ class LatencyResult:
     """
 
     workers: dict[str, WorkerTiming]
+    baseline: str
     baselines: tuple[str, ...]
     points: tuple[str, ...]
     rounds: int
@@ -136,6 +138,7 @@ class LatencyResult:
             "threads": max((w.threads for w in self.workers.values()), default=0),
             "affinity": sorted({cpu for w in self.workers.values() for cpu in w.affinity}),
             "notes": list(self.notes),
+            "baseline": self.baseline,
             "baselines": {name: data for name, data in workers.items() if name in self.baselines},
             "variants": {name: data for name, data in workers.items() if name not in self.baselines},
         }

@@ -31,6 +31,7 @@ class WorkerSpec:
         files: What the session reads, for its size.
         estimated_bytes: Memory that the worker will hold, as far as is known (see `Plan.concurrent_bytes`).
         env: Environment variables for the worker.
+        is_baseline: It is no variant: others are compared with it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class WorkerSpec:
     files: tuple[Path, ...] = ()
     estimated_bytes: int = 0
     env: dict[str, str] = field(default_factory=dict)
+    is_baseline: bool = False
 
 
 @dataclass

@@ -478,8 +478,12 @@ def test_an_onnx_file_is_its_own_original(tmp_path: Path) -> None:
 
 def test_an_onnx_file_finds_the_tokenizer_of_its_folder(model_folder: Folders, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    folder = Path(shutil.copytree(model_folder("distilbert"), tmp_path / "m"))
-    original = opened(onnx_text_model(folder / "onnx"), "feature-extraction")
+    folder = Path(shutil.copytree(model_folder("bert"), tmp_path / "m"))
+    path = onnx_text_model(folder / "onnx")
+    assert infer_task(resolve_source(str(path))).name == "custom"
+    renamed(path, "hidden", "last_hidden_state")
+    assert infer_task(resolve_source(str(path))).name == "feature-extraction"
+    original = opened(path)
     assert isinstance(original.encoder, TextEncoder)
     assert list(original.encoder.encode(["the city"])) == ["input_ids", "attention_mask"]
 
@@ -495,6 +499,39 @@ def test_an_onnx_file_that_the_runtime_refuses(tmp_path: Path) -> None:
     error = refused(path)
     assert "ONNX Runtime cannot open" in error.what
     assert "NoSuchOperator" in str(error.value)
+
+
+def test_limits_and_ranges_of_an_onnx_file(model_folder: Folders, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = Path(shutil.copytree(model_folder("distilbert"), tmp_path / "m"))
+    path = onnx_text_model(folder / "onnx")
+    original = opened(path, "custom")
+    positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    assert axes(original)["sequence"] == (1, positions)
+    assert axes(opened(path, "custom", max_length=9))["sequence"] == (1, 9)
+    assert original.contract.id_ranges == {"input_ids": (0, 9), "attention_mask": (0, 1)}  # the table has ten rows
+    with pytest.raises(RequestError, match=r"does not run with inputs of the shapes input_ids \[1, 1\]"):
+        original.run({"input_ids": np.array([[10]]), "attention_mask": np.array([[1]])})
+
+
+def test_an_onnx_file_that_does_not_fit_its_task(model_folder: Folders, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = onnx_text_model(tmp_path / "alone")
+    assert "no output of text-classification" in refused(path, "text-classification").what
+    renamed(path, "hidden", "last_hidden_state")
+    assert "tokenizer beside it" in refused(path, "feature-extraction").what
+
+
+def renamed(path: Path, old: str, new: str) -> None:
+    """Give an output of the graph another name."""
+    import onnx
+
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.output[:] = [new if name == old else name for name in node.output]
+    for value in model.graph.output:
+        value.name = new if value.name == old else value.name
+    onnx.save(model, path)
 
 
 def test_axes_of_an_onnx_file_can_be_declared(tmp_path: Path) -> None:

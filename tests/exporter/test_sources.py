@@ -467,6 +467,26 @@ def test_an_onnx_file_is_described(tmp_path: Path) -> None:
     assert resolve_source(str(path)).digest != source.digest
 
 
+@pytest.mark.parametrize("below", ["", "onnx"])
+def test_what_lies_beside_an_onnx_file_belongs_to_it(tmp_path: Path, below: str) -> None:
+    folder = tmp_path / "encoder"
+    (folder / below).mkdir(parents=True)
+    path = onnx_file(folder / below).rename(folder / below / "model.onnx")
+    alone = resolve_source(str(path))
+    assert (alone.name, alone.files, alone.files_folder) == ("encoder", (), None)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert resolve_source(str(path)).digest == alone.digest  # nothing says that this is about the model
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    source = resolve_source(str(path))
+    assert source.files == ("README.md", "config.json")
+    assert source.licence == "mit"
+    assert source.digest != alone.digest
+    assert source.json("config.json") == {"model_type": "bert"}
+    assert Source.from_dict(json.loads(json.dumps(source.to_dict()))) == source
+    (folder / "config.json").write_text("{")
+    assert "config.json is not valid JSON" in refused(path).what
+
+
 @pytest.mark.parametrize("keep", [0, 1, 40, -3])
 def test_a_truncated_onnx_file(tmp_path: Path, keep: int) -> None:
     path = onnx_file(tmp_path)

@@ -61,6 +61,7 @@ def test_import_needs_no_model_library() -> None:
         ({"source": "a", "latency": 3}, "'latency'", "3", "a mapping"),
         ({"source": "a", "latency": {"budget_s": -1}}, "'latency.budget_s'", "-1", "greater than 0"),
         ({"source": "a", "latency": {"budget_s": float("nan")}}, "'latency.budget_s'", "nan", "finite"),
+        ({"source": "a", "latency": {"min_speedup": 1, "baselines": []}}, "'latency.min_speedup'", "1", "Add eager"),
         ({"source": "a", "latency": {"budget_s": "10"}}, "'latency.budget_s'", "'10'", "a number"),
         ({"source": "a", "latency": {"points": ["1y2"]}}, "'latency.points'", "1y2", "8x128"),
         ({"source": "a", "latency": {"points": ["0x16"]}}, "'latency.points'", "0x16", "8x128"),

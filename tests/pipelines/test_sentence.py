@@ -34,24 +34,31 @@ def written(points: dict[str, Any], selected: str | None = NAME) -> Manifest:
 
 def test_figures_of_a_quiet_machine() -> None:
     points = {"1x16": {"p50_ms": 1.0, "speedup": 2.5}, "8x128": {"p50_ms": 9.0, "speedup": 2.0}}
-    assert sentence(written(points), 0.01).endswith("2.00× to 2.50× the speed of eager PyTorch (most at 1 × 16)")
-    assert "2.50×" in sentence(written({"1x16": points["1x16"]}))
+    assert sentence(written(points), {"busy_elsewhere": 0.01}).endswith(
+        "2.00× to 2.50× the speed of eager PyTorch (most at 1 × 16)"
+    )
+    assert "2.50×" in sentence(written({"1x16": points["1x16"]}), {})
 
 
 def test_no_figures_of_a_busy_machine() -> None:
-    told = sentence(written({"8": {"p50_ms": 1.0, "speedup": 5505.8}}), 0.52)
+    told = sentence(written({"8": {"p50_ms": 1.0, "speedup": 5505.8}}), {"busy_elsewhere": 0.52})
     assert "5505" not in told
     assert "52%" in told
     assert told.startswith(f"Ship {NAME}")
 
 
-def test_timed_without_a_baseline_is_not_untimed() -> None:
-    """As with an ONNX source, which has no PyTorch form."""
-    told = sentence(written({"1x16": {"p50_ms": 1.0, "speedup": None}}), 0.0)
-    assert "no PyTorch baseline" in told
+def test_timed_beside_a_baseline_that_failed_is_not_untimed() -> None:
+    told = sentence(written({"1x16": {"p50_ms": 1.0, "speedup": None}}), {"baseline": "eager"})
+    assert "eager PyTorch failed" in told
     assert "not measured" not in told
-    assert "not measured" in sentence(written({}), 0.9)
+    assert "not measured" in sentence(written({}), {})
+
+
+def test_what_it_is_compared_with_has_a_name() -> None:
+    points = {"1x16": {"p50_ms": 1.0, "speedup": 1.5}}
+    assert sentence(written(points), {"baseline": "onnx"}).endswith("1.50× the speed of the ONNX source at 1 × 16")
+    assert sentence(written(points), {"baseline": NAME}).endswith("no variant is faster for certain")
 
 
 def test_nothing_to_ship() -> None:
-    assert sentence(written({}, selected=None), 0.9).startswith("Do not ship")
+    assert sentence(written({}, selected=None), {}).startswith("Do not ship")

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from exporter.errors import RequestError
+from pipelines.baselines import PYTORCH
 from pipelines.verification.latency import Plan, measure, plan_groups
 from pipelines.verification.worker_process import WorkerSpec
 
@@ -24,7 +25,8 @@ QUICK = Plan(rounds=4, min_rounds=4, min_block_ms=10, host_rounds=1, concurrent_
 def spec(name: str, milliseconds: float, *, opener: str = "open_sleeping", **more: Any) -> WorkerSpec:
     options = {key: more.pop(key) for key in ("files", "estimated_bytes") if key in more}
     arguments = {"name": name, "milliseconds": milliseconds, **more}
-    return WorkerSpec(name, f"{SESSIONS}:{opener}", arguments, threads=1, **options)
+    known = name in PYTORCH
+    return WorkerSpec(name, f"{SESSIONS}:{opener}", arguments, threads=1, is_baseline=known, **options)
 
 
 @pytest.fixture
