@@ -18,7 +18,7 @@ from pipelines.digests import path_digest
 from pipelines.judging import Bench, Judged, add_timings, locate
 from pipelines.plan import candidates, ingredients, original_key
 from pipelines.progress import Progress
-from pipelines.recipe import Recipe, usable_cores
+from pipelines.recipe import Recipe, recipe_digest, usable_cores
 from pipelines.trust import remember_engine
 from pipelines.workshop import TORCH, Workshop
 
@@ -62,7 +62,9 @@ def run(
     recipe = recipe.model_copy(update={"task": task.name, "name": recipe.name or source.name})
     name = str(recipe.name)
     folder = Path("bundles") / name if out is None else Path(out)
-    state = check_out(folder, source.digest, recipe.digest(), overwrite)
+    resolved = recipe.resolved()  # once: it reads the data for their digest
+    digest = recipe_digest(resolved)
+    state = check_out(folder, source.digest, digest, overwrite)
     if state == "up-to-date":
         progress.say(f"{folder} is up to date")
         return read_bundle(folder)
@@ -70,12 +72,12 @@ def run(
         log = _log(name)
         progress.say(f"{source.spec}: {task.name}, log in {log}")
         shop = Workshop(cache, progress, log, recipe.threads or usable_cores())
-        results = _work(shop, recipe, source)
+        results = _work(shop, recipe, resolved, source)
         try:
             return _write(results, folder, replace=state == "replace")
         except RequestError:
             # Another run may have written the same bundle there meanwhile.
-            if check_out(folder, source.digest, recipe.digest(), overwrite=False) != "up-to-date":
+            if check_out(folder, source.digest, digest, overwrite=False) != "up-to-date":
                 raise
             progress.say(f"{folder} was written by another run of the same")
             return read_bundle(folder)
@@ -104,15 +106,15 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     recipe = recipe.model_copy(update={"task": task.name})
     with Cache() as cache:
         shop = Workshop(cache, progress, _log(source.name), recipe.threads or usable_cores())
-        bench, _, variants = _make(shop, recipe, source)
+        bench, _, variants = _make(shop, recipe, recipe.resolved(), source)
         for judged in variants:
             if judged.artifact is not None and not judged.candidate.skip:
                 judged.executed = {}
         return bench.race(variants, bench.recorded.record["points"])
 
 
-def _work(shop: Workshop, recipe: Recipe, source: Source) -> assemble.Results:
-    bench, artifacts, variants = _make(shop, recipe, source)
+def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:
+    bench, artifacts, variants = _make(shop, recipe, resolved, source)
     for judged in variants:
         bench.check(judged, artifacts)
     points = bench.recorded.record["points"]
@@ -122,7 +124,7 @@ def _work(shop: Workshop, recipe: Recipe, source: Source) -> assemble.Results:
         name=str(recipe.name),
         task=str(recipe.task),
         source=source,
-        recipe=recipe.resolved(),
+        recipe=resolved,
         recorded=bench.recorded,
         artifacts=artifacts,
         variants=variants,
@@ -132,7 +134,9 @@ def _work(shop: Workshop, recipe: Recipe, source: Source) -> assemble.Results:
     )
 
 
-def _make(shop: Workshop, recipe: Recipe, source: Source) -> tuple[Bench, Artifacts, list[Judged]]:
+def _make(
+    shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source
+) -> tuple[Bench, Artifacts, list[Judged]]:
     """Run the original, and make every artifact and engine."""
     original = original_arguments(
         source,
@@ -144,7 +148,7 @@ def _make(shop: Workshop, recipe: Recipe, source: Source) -> tuple[Bench, Artifa
     )
     identity = original_key(original)
     planned = candidates(recipe, traceable=source.kind != "onnx")
-    data, data_id = _data(recipe)
+    data, data_id = _data(recipe, resolved["data"]["sha256"])
     _refuse_bad_data(recipe)
     asked = {
         "samples": recipe.parity.samples,
@@ -173,7 +177,7 @@ def _make(shop: Workshop, recipe: Recipe, source: Source) -> tuple[Bench, Artifa
     return Bench(shop, recipe, original, recorded, data), artifacts, [locate(c, artifacts) for c in planned]
 
 
-def _data(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+def _data(recipe: Recipe, digest: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """How to open the evaluation data, and what identifies it."""
     asked = recipe.data
     common = {"columns": asked.columns, "limit": asked.limit, "split": asked.split, "seed": recipe.seed}
@@ -183,7 +187,7 @@ def _data(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
         built_in = Path(calibration.__path__[0]) / "data"
         return {"path": None, **common}, {"built-in": path_digest(built_in), **common}
     path = Path(asked.evaluation)
-    return {"path": str(path), **common}, {"sha256": recipe.resolved()["data"]["sha256"], **common}
+    return {"path": str(path), **common}, {"sha256": digest, **common}
 
 
 def _refuse_bad_data(recipe: Recipe) -> None:

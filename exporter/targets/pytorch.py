@@ -104,12 +104,13 @@ class CompiledSession(EagerSession):
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
         torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
         self.frozen = original.source.weights_bytes < _LARGEST_FROZEN_BYTES
-        self.choice: dict[str, float] = {}
+        self.shapes: str | None = None  # "free" or "fixed", once that is chosen
+        self._seconds: dict[str, float] = {}
         self._compiled: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
 
     def _bind(self, arrays: dict[str, Array]) -> PyTorchBinding:
         shapes = tuple((name, array.shape) for name, array in sorted(arrays.items()))
-        if not self.choice:
+        if self.shapes is None:
             self._choose(arrays)
         binding = super()._bind(arrays)
         if shapes not in self._compiled:
@@ -133,8 +134,9 @@ class CompiledSession(EagerSession):
             self.call = call
             binding = super()._bind(arrays)
             self._compile(binding)
-            self.choice[name] = _median_seconds(binding)
-        self.call = calls[min(self.choice, key=self.choice.__getitem__)]
+            self._seconds[name] = _median_seconds(binding)
+        self.shapes = min(self._seconds, key=self._seconds.__getitem__)
+        self.call = calls[self.shapes]
 
     def executed(self) -> dict[str, Any]:
         import torch
@@ -143,8 +145,8 @@ class CompiledSession(EagerSession):
         return {
             **super().executed(),
             "frozen": self.frozen,
-            "shapes": min(self.choice, key=self.choice.__getitem__) if self.choice else None,
-            "median_ms_at_first_shape": {name: 1e3 * seconds for name, seconds in self.choice.items()},
+            "shapes": self.shapes,
+            "median_ms_at_first_shape": {name: 1e3 * seconds for name, seconds in self._seconds.items()},
             "packed_weights": int(counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]),
             "graphs": int(counters["stats"]["unique_graphs"]),
             "graph_breaks": sum(counters["graph_break"].values()),
