@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import RequestError
-from pipelines.baselines import label
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 
@@ -71,6 +70,7 @@ def show(bundle: Bundle, as_json: bool) -> None:
 def verify_bundle(bundle: Path, against: str | None, latency: bool, trust: bool, as_json: bool, quiet: bool) -> int:
     """Check a bundle again; 1 where anything differs."""
     from pipelines.checking import verify
+    from pipelines.cli.checked import show_latency, show_variants
 
     found = verify(bundle, against=against, latency=latency, trust=trust, progress=Progress(quiet=quiet))
     if as_json:
@@ -81,7 +81,9 @@ def verify_bundle(bundle: Path, against: str | None, latency: bool, trust: bool,
     if found.differences:
         print(f"{bundle} is not as it was written: nothing in it was opened", file=sys.stderr)
         return 1
-    _print_variants(found.variants, found.latency)
+    show_variants(found.variants)
+    if found.latency:
+        show_latency(found.latency)
     if found.source is not None:
         print(f"source   {found.source['verdict']}: {found.source['reason']}")
     failed = any(entry["status"] == "failed" for entry in found.variants.values())
@@ -100,6 +102,7 @@ def bench_subject(
     quiet: bool,
 ) -> int:
     """Measure the latency of a bundle's variants, or of what a source would become."""
+    from pipelines.cli.checked import show_latency
     from pipelines.manifest import MANIFEST
 
     asked = None if points is None else [point.strip() for point in points.split(",") if point.strip()]
@@ -110,7 +113,7 @@ def bench_subject(
     if as_json:
         print(json.dumps(timed))
     else:
-        _print_latency({**timed.get("baselines", {}), **timed.get("variants", {})}, timed)
+        show_latency(timed)
     return 0
 
 
@@ -147,31 +150,3 @@ def _bench_source(
     latency: dict[str, Any] = {"budget_s": budget_s} | ({"points": points} if points else {})
     recipe = Recipe.from_source(spec, trust=trust, latency=latency, threads=threads, precisions=["fp32"])
     return bench_source(recipe, progress=Progress(quiet=quiet))
-
-
-def _print_variants(variants: Any, latency: Any) -> None:
-    width = max(len(name) for name in variants)
-    for name, entry in variants.items():
-        print(f"{name:<{width}}  {entry['status']:<12}  {entry['reason']}")
-    if latency:
-        _print_latency({**latency["baselines"], **latency["variants"]}, latency)
-
-
-def _print_latency(workers: dict[str, Any], record: Any) -> None:
-    if not workers:
-        print("nothing was timed")
-        return
-    points = record["points"]
-    width = max(len(name) for name in workers)
-    print(f"\np50 in ms (and speed-up over {label(record['baseline'])}):")
-    print(" " * width + "".join(f"{point:>18}" for point in points))
-    for name, timing in workers.items():
-        if timing["error"]:
-            print(f"{name:<{width}}  not timed: {timing['error']}")
-            continue
-        cells = []
-        for point in points:
-            found = timing["points"][point]
-            ratio = "" if found["speedup"] is None else f" ({found['speedup']:.2f}x)"
-            cells.append(f"{found['p50_ms']:.2f}{ratio}")
-        print(f"{name:<{width}}" + "".join(f"{cell:>18}" for cell in cells))

@@ -10,13 +10,12 @@ import typer
 app = typer.Typer(
     name="planish",
     help="From a PyTorch model to a verified bundle: export, optimize, lower precision, build engines, prove it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="Look at the stage cache, or empty it.", no_args_is_help=True)
+cache_app = typer.Typer(help="Look at the stage cache, or empty it.", invoke_without_command=True)
 app.add_typer(cache_app, name="cache")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")]
@@ -38,6 +37,7 @@ Source = Annotated[
 
 @app.callback(invoke_without_command=True)
 def planish(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
     """From a PyTorch model to a verified bundle."""
@@ -46,6 +46,19 @@ def planish(
 
         print(f"planish {installed('planish')}")
         raise typer.Exit()
+    _help_without_command(context)
+
+
+@cache_app.callback()
+def cache(context: typer.Context) -> None:
+    """Look at the stage cache, or empty it."""
+    _help_without_command(context)
+
+
+def _help_without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -119,7 +132,7 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Measure latency only."""
+    """Measure latency only; of a source, that of its FP32 variants."""
     from pipelines.cli.actions import bench_subject
 
     return bench_subject(subject, points, budget_s, threads, trust, as_json, quiet)

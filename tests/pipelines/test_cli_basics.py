@@ -118,6 +118,14 @@ def test_help_names_the_commands_and_hides_the_hidden(planish: Planish) -> None:
     assert listed == ["run", "export", "verify", "bench", "inspect", "doctor", "cache"]
 
 
+@pytest.mark.parametrize("arguments", [[], ["cache"]])
+def test_without_a_command_there_is_help_and_it_is_no_success(planish: Planish, arguments: list[str]) -> None:
+    status, out, err = planish(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("Usage: planish")
+    assert "error" not in err
+
+
 def test_version(planish: Planish) -> None:
     from importlib.metadata import version
 
