@@ -19,7 +19,8 @@ OUT ?=
 DATA ?=
 RECIPE ?=
 ARGS ?=
-BUNDLE ?= $(if $(OUT),$(OUT),bundles/$(shell $(BIN)/planish name $(MODEL) 2>/dev/null))
+NAME = $(shell $(BIN)/planish name $(MODEL) 2>/dev/null)
+BUNDLE ?= $(if $(OUT),$(OUT),bundles/$(NAME))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup export verify bench engine test lint types imports check compat schemas clean
@@ -47,7 +48,7 @@ bench: $(STAMP) ## Measure a bundle's latency: BUNDLE=…
 
 engine: $(STAMP) ## Build the compiled engines that fit this machine: MODEL=…
 	$(BIN)/planish export $(MODEL) $(if $(TASK),--task $(TASK)) --set 'targets=[onnxruntime-cpu, inductor-cpu, inductor-cuda, tensorrt, tensorrt-rtx]' \
-	  $(if $(OUT),--out $(OUT),--overwrite) $(ARGS)
+	  --out $(if $(OUT),$(OUT),bundles/$(NAME)-engine) $(ARGS)
 
 test: $(STAMP) ## Run the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
