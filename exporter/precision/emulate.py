@@ -88,7 +88,7 @@ def emulate_half(path_in: Path | str, path_out: Path | str, *, precision: Litera
             removed += 1
     name_nodes(model)
     check_strongly_typed(model)
-    save_model(model, path_out)
+    save_model(model, path_out, external_data=True)  # streamed: a file in one piece is held several times in memory
     return {
         "emulation": half.name,
         "how": f"FP32 kernels; every value that is {half.name} in the model passes a cast to {half.name} and back",
