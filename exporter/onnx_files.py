@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,21 +171,78 @@ def _at_its_real_place(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
 
 
 def _save_embedded(model: ir.Model, path: Path) -> None:
+    """Write a model with its weights inside the file, one tensor after the other.
+
+    Protobuf's own way holds all of it several times in memory. The file is made of the same parts: what the library
+    serializes without the weights, then each tensor as a field of the graph, in which order is free.
+    """
     import onnx_ir as ir
 
-    # `ir.save` would keep references to external files: the weights are to be inside, so each is wrapped in a tensor
-    # that reads its bytes when they are written.
-    originals = []
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                originals.append((value, value.const_value))
-                value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+    large = {
+        value.name: value.const_value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.nbytes >= _MIN_EXTERNAL_TENSOR_BYTES
+        and value.const_value.dtype != ir.DataType.STRING
+    }
+    inside = [value for graph in model.graphs() if graph is not model.graph for value in graph.initializers.values()]
+    kept = [(v, v.const_value) for v in (*model.graph.initializers.values(), *inside)]
     try:
-        ir.save(model, path, format="protobuf")
+        for value, tensor in kept:
+            if value.name in large and large[value.name] is tensor:
+                value.const_value = ir.ExternalTensor(
+                    "elsewhere", None, None, tensor.dtype, shape=ir.Shape(tensor.shape), name=str(value.name)
+                )
+            elif isinstance(tensor, ir.ExternalTensor):  # a reference to another file would be kept as it is
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+        proto = ir.serde.serialize_model(model)
     finally:
-        for value, tensor in originals:
+        for value, tensor in kept:
             value.const_value = tensor
+    _write_parts(proto, large, path)
+
+
+def _write_parts(proto: onnx.ModelProto, large: Mapping[str | None, ir.TensorProtocol], path: Path) -> None:
+    """Write `proto` with the bytes of `large`, by name, in those of its initializers."""
+    heads = []
+    for tensor in proto.graph.initializer:
+        if tensor.name in large:
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            heads.append((tensor.SerializeToString(deterministic=True), large[tensor.name]))
+        else:
+            heads.append((tensor.SerializeToString(deterministic=True), None))
+    proto.graph.ClearField("initializer")
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+
+    def tensor_size(head: bytes, data: ir.TensorProtocol | None) -> int:
+        return len(head) + (0 if data is None else len(_field("TensorProto", "raw_data", data.nbytes)) + data.nbytes)
+
+    sizes = [tensor_size(head, data) for head, data in heads]
+    starts = [_field("GraphProto", "initializer", size) for size in sizes]
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString(deterministic=True))
+        file.write(_field("ModelProto", "graph", len(graph) + sum(map(len, starts)) + sum(sizes)))
+        file.write(graph)
+        for start, (head, data) in zip(starts, heads, strict=True):
+            file.write(start + head)
+            if data is not None:
+                file.write(_field("TensorProto", "raw_data", data.nbytes))
+                file.write(data.tobytes())
+
+
+def _field(message: str, name: str, size: int) -> bytes:
+    """How protobuf announces a field of so many bytes: its number and kind, then the size, in groups of seven bits."""
+    import onnx
+
+    number = getattr(onnx, message).DESCRIPTOR.fields_by_name[name].number
+    announced = bytearray([number << 3 | 2])  # every field's number here is below 16: one byte
+    while size > 0x7F:
+        announced.append(size & 0x7F | 0x80)
+        size >>= 7
+    announced.append(size)
+    return bytes(announced)
 
 
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter import onnx_files
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.onnx_files import (
     external_data_name,
@@ -203,8 +206,9 @@ def test_a_cache_whose_files_are_all_links_is_read(external: Path, tmp_path: Pat
     assert run(out).shape == (2, 30)
 
 
+@pytest.mark.parametrize("embedded", [True, False])
 def test_a_full_disk_simulated_leaves_nothing_and_keeps_the_old_file(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: bool
 ) -> None:
     out = save_model(load_model(path), tmp_path / "out" / "model.onnx")
     before = out.read_bytes()
@@ -212,8 +216,70 @@ def test_a_full_disk_simulated_leaves_nothing_and_keeps_the_old_file(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ir, "save", full)
+    monkeypatch.setattr(*((onnx_files, "_write_parts") if embedded else (ir, "save")), full)
     with pytest.raises(EnvironmentLackError, match="no space"):
-        save_model(load_model(path), out)
+        save_model(load_model(path), out, external_data=not embedded)
     assert [p.name for p in out.parent.iterdir()] == ["model.onnx"]
     assert out.read_bytes() == before
+
+
+def every_type() -> ir.Model:
+    """Initializers of all sizes and types that are stored differently, in the graph and below it."""
+    types = [np.float32, np.float16, np.int64, np.uint8, np.bool_]
+    arrays = {f"large_{np.dtype(t)}": np.ones((40, 50), t) for t in types}
+    arrays |= {"scalar": np.float32(3.0), "none": np.ones((0, 4), np.float32), "128 bytes": np.ones(32, np.float32)}
+    arrays |= {f"{size}": np.arange(size, dtype=np.float32) for size in (255, 256, 4095, 4096, 40_000)}
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+    tensors.append(helper.make_tensor("packed", TensorProto.INT4, [4001], b"\x21" * 2001, raw=True))
+    tensors.append(helper.make_tensor("rounded", TensorProto.BFLOAT16, [2000], b"\x80\x3f" * 2000, raw=True))
+    tensors.append(helper.make_tensor("words", TensorProto.STRING, [400], [b"word"] * 400))
+    inner = [numpy_helper.from_array(np.ones(1000, np.float32), "inner")]
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["inner"], ["z"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1000])],
+        inner,
+    )
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)],
+        "g",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1000])],
+        tensors,
+    )
+    return ir.serde.deserialize_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    )
+
+
+def test_a_file_in_one_piece_is_what_protobuf_would_have_written(tmp_path: Path) -> None:
+    model = every_type()
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    path = save_model(model, tmp_path / "ours.onnx", external_data=False)
+    assert {name: value.const_value for name, value in model.graph.initializers.items()} == tensors  # left as it was
+    ir.save(model, tmp_path / "theirs.onnx")
+    ours, theirs = onnx.load(path), onnx.load(tmp_path / "theirs.onnx")
+    assert ours.SerializeToString() == theirs.SerializeToString()
+    assert path.stat().st_size == (tmp_path / "theirs.onnx").stat().st_size
+    onnx.checker.check_model(str(path))
+
+
+def test_memory_to_write_a_file_in_one_piece(tmp_path: Path) -> None:
+    """Protobuf itself would take five times the weights."""
+    code = (
+        "import resource, sys, numpy as np, onnx_ir as ir\n"
+        "from exporter.onnx_files import save_model\n"
+        "tensors = [ir.Tensor(np.ones((4 << 20), np.float32), name=f'w{i}') for i in range(12)]\n"
+        "values = [ir.Value(name=t.name, const_value=t, shape=t.shape, type=ir.TensorType(t.dtype)) for t in tensors]\n"
+        "node = ir.node('Sum', values)\n"
+        "node.outputs[0].name = 'y'\n"
+        "graph = ir.Graph([], node.outputs, nodes=[node], initializers=values, opset_imports={'': 20}, name='g')\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "save_model(ir.Model(graph, ir_version=10), sys.argv[1], external_data=False)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
+    )
+    path = tmp_path / "model.onnx"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert path.stat().st_size > 12 * (16 << 20)
+    assert int(done.stdout) < 4 * (16 << 20)
