@@ -13,7 +13,8 @@ from exporter.artifact import Axis, InputContract, TensorSpec
 from exporter.errors import RequestError
 from exporter.original.base import DEFAULT_MAX_LENGTH, Original
 from exporter.original.shapes import axis_lengths, dtype_name, sign_forward, signature_of, widen
-from exporter.sources.factory import call_factory, factory_digest
+from exporter.sources.factory import call_factory
+from exporter.sources.factory_digest import factory_digest
 from exporter.sources.source import Source
 from exporter.tasks.registry import Task
 
@@ -75,13 +76,13 @@ def open_factory(
     """Call the factory and wrap what it made.
 
     Raises:
-        RequestError: The factory fails, its weights are not those that were resolved, or its example does not fit what
+        RequestError: The factory fails, its model is not the one that was resolved, or its example does not fit what
             is declared.
     """
     module, example = call_factory(source.spec)
-    if factory_digest(source.spec, module) != source.digest:
+    if factory_digest(source.spec, module, example) != source.digest:
         raise RequestError(
-            "the factory made other weights than before", source.spec, "Make it give the same model at every call"
+            "the factory made another model than before", source.spec, "Make it give the same model at every call"
         )
     example = {name: value.float() if value.is_floating_point() else value for name, value in example.items()}
     return _open(source, task, module.float(), example, max_batch, custom)

@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from exporter.digests import file_digest
 from exporter.errors import RequestError
-from exporter.sources.source import Source, bundle_name, digest_parts
+from exporter.sources.factory_digest import factory_digest
+from exporter.sources.source import Source, bundle_name
 
 SHAPE = "A factory returns (nn.Module, {input name: example tensor})"
 
 
 def resolve_factory(spec: str, module: str, attribute: str) -> Source:
-    """Call the factory once and describe what it made; the digest covers its code and its weights.
+    """Call the factory once and describe what it made; the digest covers its code and what it made.
 
     Raises:
         RequestError: The module or the callable is missing, or the factory raised or returned something else.
     """
-    model, _ = call_factory(spec)
+    model, example = call_factory(spec)
     return Source(
         kind="factory",
         spec=spec,
         path=None,
         name=bundle_name(attribute.split(".")[-1].replace("_", "-")),
-        digest=factory_digest(spec, model),
+        digest=factory_digest(spec, model, example),
         weights_bytes=sum(value.numel() * value.element_size() for value in model.state_dict().values()),
         parameters=sum(value.numel() for value in model.parameters()),
     )
-
-
-def factory_digest(spec: str, model: Any) -> str:
-    """Digest of a factory's name, the file that holds its code, and the weights of the module that it made."""
-    file = getattr(sys.modules[spec.partition(":")[0]], "__file__", None)
-    code = file_digest(Path(file)) if file and Path(file).is_file() else ""
-    return digest_parts([("factory", spec), ("code", code), ("weights", digest_state(model))])
 
 
 def call_factory(spec: str) -> tuple[Any, dict[str, Any]]:
@@ -75,19 +66,6 @@ def call_factory(spec: str) -> tuple[Any, dict[str, Any]]:
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise RequestError(f"the factory {spec} returned an example that is no tensor", repr(name), SHAPE)
     return model.eval(), example
-
-
-def digest_state(model: Any) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a module's parameters and buffers."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not isinstance(value, torch.Tensor):
-            continue
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _find(spec: str) -> Any:

@@ -391,7 +391,7 @@ def make():
     torch.nn.init.constant_(net.weight, count)
     return net, {"input": torch.zeros(1, 2)}
 """
-    assert "other weights" in refused(factory(tmp_path, monkeypatch, "moody", body)).what
+    assert "another model" in refused(factory(tmp_path, monkeypatch, "moody", body)).what
 
 
 def test_random_initialisation_is_the_same_at_every_call() -> None:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter.errors import RequestError
 from exporter.sources import Source, resolve_source
+from exporter.sources.factory_digest import digest_state
 from exporter.sources.weights import read_safetensors_header
 
 Folders = Callable[..., Path]
@@ -381,6 +382,73 @@ def test_a_factory_is_described_and_is_the_same_every_time() -> None:
     assert source.parameters == 5514
     assert resolve_source("tests.models:conv_factory").digest == source.digest
     assert resolve_source("tests.models:sequence_factory").digest != source.digest
+
+
+FACTORY_PACKAGE = {
+    "__init__.py": "from .make import make\n",
+    "make.py": """
+import torch
+from .net import Net
+def make(): return Net(), {"x": torch.zeros(2, 4)}
+""",
+    "net.py": """
+import torch
+from .steps import step
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.register_buffer("shift", torch.full((4,), 1.0), persistent=False)
+        self.table = [torch.ones(4)]
+        self.scale = float(open(__file__ + ".txt").read())
+    def forward(self, x): return step(self.linear(x) + self.shift + self.table[0]) * self.scale
+""",
+    "steps.py": "import torch\ndef step(x): return torch.relu(x)\n",
+    "net.py.txt": "2.0",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("make.py", "zeros(2, 4)", "zeros(3, 4)"),
+        ("net.py", "self.linear(x) +", "self.linear(x) -"),
+        ("steps.py", "relu", "sigmoid"),
+        ("net.py.txt", "2.0", "3.0"),
+    ],
+)
+def test_the_digest_of_a_factory_covers_the_code_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str
+) -> None:
+    def digest(folder: Path, changed: bool) -> str:
+        (folder / "made_here").mkdir(parents=True)
+        for name, text in FACTORY_PACKAGE.items():
+            (folder / "made_here" / name).write_text(text.replace(old, new) if changed and name == file else text)
+        with monkeypatch.context() as context:
+            context.syspath_prepend(str(folder))
+            found = resolve_source("made_here:make").digest
+        for name in [name for name in sys.modules if name.partition(".")[0] == "made_here"]:
+            del sys.modules[name]
+        return found
+
+    before = digest(tmp_path / "a", False)
+    assert digest(tmp_path / "b", False) == before  # where it lies does not matter
+    assert digest(tmp_path / "c", True) != before
+
+
+def test_the_digest_of_a_factory_covers_what_a_checkpoint_leaves_out() -> None:
+    import torch
+
+    def digest(*, shift: float = 1.0, table: float = 1.0, scale: float = 1.0, path: str = "/a/b") -> str:
+        module = torch.nn.Linear(2, 2)
+        torch.nn.init.ones_(module.weight)
+        torch.nn.init.ones_(module.bias)
+        module.register_buffer("shift", torch.full((2,), shift), persistent=False)
+        module.tables, module.scale, module.path = {"t": [torch.full((2,), table)]}, scale, path
+        return digest_state(torch.nn.Sequential(module))
+
+    assert digest() == digest(path="/c/d")
+    assert len({digest(), digest(shift=2), digest(table=2), digest(scale=2)}) == 4
 
 
 FACTORIES = """
