@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from exporter.passes.base import Change, Pass, PassContext, PassRecord
 from exporter.passes.graphs import (
     infer_missing,
@@ -14,6 +16,7 @@ from exporter.passes.graphs import (
     scalar,
     small_constant,
 )
+from exporter.passes.symbolic import analyse
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,13 +42,15 @@ class RemoveSoftmaxGuards(Pass):
             return PassRecord(self.name, "the input contract does not promise that every row attends: the guards stay")
         infer_missing(model)
         changes = []
+        facts = analyse(model.graph)
         for node in list(model.graph):
             if node.op_type != "Where" or node.domain != "" or scalar(node.inputs[1]) != 0:
                 continue
             kept = node.inputs[2]
             if kept is None or not (_is_nan_guard(node, contract) or _is_zeroing(node, contract)):
                 continue
-            if replace_value(node.outputs[0], kept):
+            # The condition or the zero may also be what gives the result its shape.
+            if facts.same_shape(kept, node.outputs[0]) and replace_value(node.outputs[0], kept):
                 changes.append(Change(node.name or "Where", "Where", f"every row of {contract.mask!r} attends"))
         remove_dead(model)
         return self.record(changes)
@@ -94,15 +99,58 @@ def _is_boolean(value: ir.Value) -> bool:
 
 
 def _is_masked_scores(value: ir.Value | None, contract: InputContract) -> bool:
-    """Scores that are changed only where the mask input forbids the key: by addition or by selection."""
+    """Scores that are changed only where the mask input forbids the key: by addition or by selection.
+
+    What is left without that mask must be plain scores: with another mask beside it, as a causal one, a query may have
+    no key that both allow.
+    """
     if (add := producer(value, "Add")) is not None:
-        return any(_is_bias(term, contract) for term in add.inputs)
+        biases = [_is_bias(term, contract) for term in add.inputs]
+        return any(biases) and all(bias or _plain(term) for bias, term in zip(biases, add.inputs, strict=True))
     if (where := producer(value, "Where")) is not None:
         attends = _attends(where.inputs[0], contract)
         if attends is None:
             return False
-        return small_constant(where.inputs[2 if attends else 1]) is not None
+        allowed, forbidden = (where.inputs[i] for i in ((1, 2) if attends else (2, 1)))
+        return small_constant(forbidden) is not None and _plain(allowed)
     return False
+
+
+_PASSED_ON = frozenset(
+    ("Add", "Cast", "Div", "Expand", "Identity", "Mul", "Neg", "Reshape", "Squeeze", "Sub", "Transpose", "Unsqueeze")
+)
+_LARGE = 1e4
+"""No model adds or multiplies by more, unless it is to forbid a key: e^-10000 is zero in every precision."""
+
+
+def _plain(value: ir.Value | None) -> bool:
+    """Whether scores are products of matrices, scaled, with numbers and learned biases added: nothing that masks.
+
+    Anything that is not known to be harmless counts as a mask.
+    """
+    if value is None or value.is_graph_input():
+        return False
+    if value.const_value is not None:
+        array = value.const_value.numpy() if value.const_value.size == 1 else None
+        return array is not None and bool((np.abs(np.asarray(array, np.float64)) < _LARGE).all())
+    node = value.producer()
+    if node is None or node.domain != "":
+        return False
+    if node.op_type in ("MatMul", "Gemm", "Einsum"):
+        return True
+    if node.op_type == "Gather":  # rows of a learned table of biases, picked by the distance between two tokens
+        table = node.inputs[0]
+        return table is not None and (_is_small(table) if table.const_value is not None else _plain(table))
+    if node.op_type not in _PASSED_ON:
+        return False
+    elementwise = node.op_type in ("Add", "Div", "Mul", "Sub")
+    return all(_plain(term) for term in (node.inputs if elementwise else node.inputs[:1]))
+
+
+def _is_small(table: ir.Value) -> bool:
+    if table.const_value is None or table.is_graph_input():
+        return False
+    return bool((np.abs(table.const_value.numpy().astype(np.float64)) < _LARGE).all())
 
 
 def _is_bias(value: ir.Value | None, contract: InputContract) -> bool:
