@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exporter.passes.base import FUSED_RMS, Pass, PassContext, PassRecord
-from exporter.passes.graphs import Diff, remove_dead
+from exporter.passes.graphs import Diff, remove_dead, remove_identities
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,7 +27,7 @@ class FoldConstants(Pass):
         diff = Diff(model)
         common.InlinePass()(model)
         optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=_copies_no_weight)
-        common.IdentityEliminationPass()(model)
+        remove_identities(model)
         remove_dead(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.RemoveInitializersFromInputsPass()(model)
@@ -61,7 +61,7 @@ class Simplify(Pass):
 
         diff = Diff(model)
         rewriter.rewrite(model)
-        common.IdentityEliminationPass()(model)
+        remove_identities(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         remove_dead(model)
         return self.record(diff.changes(model, "does nothing, or merged into another", "does the work of those merged"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +113,30 @@ def replace_value(old: ir.Value, new: ir.Value) -> bool:
     return True
 
 
+def remove_identities(model: ir.Model) -> None:
+    """Remove every `Identity` but those that give a graph (or the branch or body of a node) an output of its own.
+
+    onnx_ir's own pass takes the identity from a branch that hands an outer value through, which makes the branch's
+    output a value that the branch does not have.
+    """
+    for node in list(model.graph.all_nodes()):
+        if node.op_type != "Identity" or node.domain != "" or node.graph is None or node.inputs[0] is None:
+            continue
+        value, output = node.inputs[0], node.outputs[0]
+        value.type = output.type if value.type is None else value.type
+        value.shape = output.shape if value.shape is None else value.shape
+        if output.is_graph_output():
+            made_by = value.producer()
+            if made_by is None or made_by.graph is not node.graph or value.is_graph_output():
+                continue
+            value.shape = value.shape if output.shape is None else output.shape
+            output.replace_all_uses_with(value, replace_graph_outputs=True)
+            value.name, output.name = output.name, f"{output.name}_removed"
+        else:
+            output.replace_all_uses_with(value)
+        node.graph.remove(node, safe=True)
+
+
 def remove_dead(model: ir.Model) -> None:
     """Remove nodes, initializers, functions and opset imports that nothing reads."""
     from onnx_ir.passes import common
@@ -167,8 +190,3 @@ def name_missing_nodes(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         if not node.name:
             node.name = f"{node.outputs[0].name}/{node.op_type}" if node.outputs else node.op_type
-
-
-def changes_of(nodes: Iterable[ir.Node], why: str) -> list[Change]:
-    """One change per node, all for the same reason."""
-    return [Change(node.name or node.op_type, node.op_type, why) for node in nodes]
