@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,20 +32,22 @@ def export_onnx(
         external_data: As `exporter.onnx_files.save_model` has it.
 
     Returns:
-        The exported graph, with the original's signature and contract. Stack traces and paths are stripped, so that
+        The exported graph, with the original's contract and signature (in which a length of an output is free where the
+        graph leaves it so). Stack traces and paths are stripped, so that
         two exports of one original are byte-identical.
 
     Raises:
         RequestError: The exporter cannot express the model; says which part.
     """
     model = _export(original, opset)
-    _name_axes(model, original.signature)
-    _check_interface(model, original.signature)
+    signature = _with_free_outputs(model, original.signature)
+    _name_axes(model, signature)
+    _check_interface(model, signature)
     strip_metadata(model)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
     save_model(model, path, external_data=external_data)
-    return Artifact(path, "onnx", original.signature, original.contract)
+    return Artifact(path, "onnx", signature, original.contract)
 
 
 def dynamic_shapes(signature: Signature) -> dict[str, dict[int, Any]]:
@@ -100,6 +103,22 @@ def export_error(error: Exception) -> RequestError:
         told[:400],
         "Control flow on tensor values and in-place surprises are the usual causes; the log has the full story",
     )
+
+
+def _with_free_outputs(model: onnx_ir.Model, signature: Signature) -> Signature:
+    """`signature` without the output lengths that only looked fixed: where the tracer says that they follow the inputs.
+
+    A length that was the same whenever the model was observed may change further away.
+    """
+    outputs = []
+    for value, spec in zip(model.graph.outputs, signature.outputs, strict=False):
+        shape = list(spec.shape)
+        if value.shape is not None and len(value.shape) == len(shape):
+            for index, dim in enumerate(value.shape):
+                if isinstance(shape[index], int) and not isinstance(dim, int) and dim.value is not None:
+                    shape[index] = f"{spec.name}_{index}"
+        outputs.append(replace(spec, shape=tuple(shape)))
+    return replace(signature, outputs=(*outputs, *signature.outputs[len(outputs) :]))
 
 
 def _name_axes(model: onnx_ir.Model, signature: Signature) -> None:

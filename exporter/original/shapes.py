@@ -91,9 +91,9 @@ def widen(specs: tuple[TensorSpec, ...], axes: tuple[Axis, ...], example: Mappin
 def observe_outputs(
     call: Call, specs: tuple[TensorSpec, ...], axes: tuple[Axis, ...], example: Mapping[str, Any]
 ) -> tuple[TensorSpec, ...]:
-    """The outputs' names, types and shapes, found by running the model once and once more per dynamic axis.
+    """The outputs' names, types and shapes, found by running the model once and twice more per dynamic axis.
 
-    A dimension as long as an axis at both of its lengths carries that axis' name; one that follows in another way
+    A dimension as long as an axis at all of its lengths carries that axis' name; one that follows in another way
     (half the length, the product of two axes) is named ``<output>_<dimension>``.
 
     Raises:
@@ -107,18 +107,29 @@ def observe_outputs(
         if axis.name not in lengths or axis.min == axis.max:
             continue
         old = lengths[axis.name]
-        new = old + 1 if old < axis.max else old - 1
-        inputs = resize(specs, example, {**lengths, axis.name: new})
         what = f"the model does not run when axis {axis.name!r} has another length"
-        for name, value in _run(call, inputs, what, f"{new} instead of {old}").items():
-            was = next(spec.shape for spec in outputs if spec.name == name)
-            if len(was) != value.dim():
-                raise RequestError(f"output {name!r} changes its number of dimensions with axis {axis.name!r}", new)
-            for index, (before, after) in enumerate(zip(was, value.shape, strict=True)):
-                if int(after) != before:
-                    follows = before == old and int(after) == new and isinstance(shapes[name][index], int)
-                    shapes[name][index] = axis.name if follows else f"{name}_{index}"
+        seen = {old: base}
+        for new in _other_lengths(axis, old):
+            inputs = resize(specs, example, {**lengths, axis.name: new})
+            seen[new] = _run(call, inputs, what, f"{new} instead of {old}")
+        for spec in outputs:
+            for new, found in seen.items():
+                if found[spec.name].dim() != len(spec.shape):
+                    told = f"output {spec.name!r} changes its number of dimensions with axis {axis.name!r}"
+                    raise RequestError(told, new)
+            for index in range(len(spec.shape)):
+                dims = {new: int(found[spec.name].shape[index]) for new, found in seen.items()}
+                if len(set(dims.values())) > 1:
+                    follows = all(new == dim for new, dim in dims.items()) and isinstance(shapes[spec.name][index], int)
+                    shapes[spec.name][index] = axis.name if follows else f"{spec.name}_{index}"
     return tuple(replace(spec, shape=tuple(shapes[spec.name])) for spec in outputs)
+
+
+def _other_lengths(axis: Axis, length: int) -> list[int]:
+    """A neighbour and a length further away: a pooled output keeps its length from one to the next."""
+    neighbour = length + 1 if length < axis.max else length - 1
+    end = axis.max if axis.max - length >= length - axis.min else axis.min
+    return list(dict.fromkeys([neighbour, 2 * length if axis.min <= 2 * length <= axis.max else end]))
 
 
 def signature_of(

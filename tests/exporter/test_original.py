@@ -343,6 +343,40 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: st
     return f"{name}:make"
 
 
+POOLED = """
+class Pooled(torch.nn.Module):
+    def forward(self, x):
+        pooled = torch.nn.functional.avg_pool1d(x, 4)
+        return {"pooled": pooled, "whole": x[:, :, : x.shape[2] // 16 * 16], "far": x[:, 0, : x.shape[2] // 64 + 1]}
+
+def make():
+    return Pooled(), {"x": torch.arange(96.0).reshape(2, 3, 16)}
+"""
+
+
+def test_an_output_that_keeps_its_length_from_one_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.artifact import Variant
+    from exporter.onnx_export import export_onnx
+    from exporter.targets import get_target
+
+    custom = {
+        "inputs": {"x": {"dtype": "float32", "shape": ["batch", 3, "sequence"]}},
+        "axes": {"batch": {"min": 1, "max": 8}, "sequence": {"min": 16, "max": 128}},
+    }
+    original = opened(factory(tmp_path, monkeypatch, "pooled", POOLED), "custom", custom=custom)
+    shapes = {spec.name: spec.shape for spec in original.signature.outputs}
+    assert shapes["pooled"] == ("batch", 3, "pooled_2")
+    assert shapes["whole"] == ("batch", 3, "whole_2")  # 16 at 16, 16 at 17, 32 at 32: it does not follow
+    assert shapes["far"] == ("batch", 1)  # nothing between 16 and 32 shows that it is not
+    exported = export_onnx(original, tmp_path / "out")
+    assert {spec.name: spec.shape for spec in exported.signature.outputs} == {**shapes, "far": ("batch", "far_1")}
+    session = get_target("onnxruntime-cpu").open(exported, Variant("onnxruntime-cpu", "fp32"), threads=1)
+    for length in (16, 17, 32, 128):
+        x = {"x": np.random.default_rng(length).standard_normal((2, 3, length)).astype(np.float32)}
+        for name, value in original.run(x).items():
+            np.testing.assert_allclose(session.run(x)[name], value, rtol=1e-6)
+
+
 def test_a_module_that_wants_its_own_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = """
 class Fixed(torch.nn.Module):
