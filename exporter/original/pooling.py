@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.errors import RequestError
+from exporter.sources.folder import MODULE_WEIGHTS, module_folder
 from exporter.sources.source import Source
 
 # Keys of older configurations, in the order in which the library concatenates several poolings.
@@ -138,7 +139,10 @@ def load_sentence_head(source: Source) -> SentenceHead | None:
         return None
     if not isinstance(modules, list) or not all(isinstance(m, dict) and "type" in m for m in modules):
         raise RequestError("modules.json is not what sentence-transformers writes", source.path / "modules.json")
-    steps = [(str(module["type"]).rsplit(".", 1)[-1], source.path / str(module.get("path", ""))) for module in modules]
+    steps = [
+        (str(module["type"]).rsplit(".", 1)[-1], module_folder(source.path, str(module.get("path") or "")))
+        for module in modules
+    ]
     names = [name for name, _ in steps]
     if names[:1] != ["Transformer"]:
         raise RequestError("modules.json must begin with a Transformer", ", ".join(names))
@@ -198,10 +202,11 @@ def _build_layer_norm(folder: Path) -> nn.Module:
 def _module_state(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    if (folder / "model.safetensors").is_file():
-        return load_file(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").is_file():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    path = next((folder / name for name in MODULE_WEIGHTS if (folder / name).is_file()), None)
+    if path is not None and path.suffix == ".safetensors":
+        return load_file(path)
+    if path is not None:
+        return torch.load(path, map_location="cpu", weights_only=True)
     raise RequestError("a module that modules.json names has no weights", folder, "Expected model.safetensors")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from exporter.errors import RequestError
@@ -19,11 +19,11 @@ _SMALL_FILES = (
     re.compile(r"^(vocab|merges|bpe\.codes|dict)(\.txt)?$"),
     re.compile(r"^[\w.-]*(sentencepiece|spiece|spm|tokenizer)[\w.-]*\.(model|vocab)$"),
     re.compile(r"^(modules|config_sentence_transformers|sentence_\w+_config)\.json$"),
-    re.compile(r"^\d+_\w+/config\.json$"),
     re.compile(r"^(README|LICEN[CS]E|NOTICE|USE_POLICY|COPYING)[\w.-]*$", re.IGNORECASE),
 )
 _CODE_FILE = re.compile(r"^[\w/]+\.py$")
-_MODULE_WEIGHTS = re.compile(r"^\d+_\w+/(model\.safetensors|pytorch_model\.bin)$")
+# The weights of a module behind the encoder: the first of these that there is.
+MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def resolve_folder(spec: str, path: Path, *, kind: SourceKind, name: str, trust_remote_code: bool) -> Source:
@@ -106,7 +106,38 @@ def small_files(folder: Path, *, with_code: bool = False) -> tuple[str, ...]:
         wanted = any(pattern.match(name) for pattern in _SMALL_FILES) or (with_code and _CODE_FILE.match(name))
         if wanted and path.is_file():
             names.append(name)
-    return tuple(sorted(names))
+    configs = (f"{module}/config.json" for module in module_folders(folder))
+    return tuple(sorted({*names, *(name for name in configs if (folder / name).is_file())}))
+
+
+def module_folders(folder: Path) -> tuple[str, ...]:
+    """The folders of the modules behind the encoder, relative, as sentence-transformers' ``modules.json`` names them.
+
+    Raises:
+        RequestError: One lies outside the model's folder.
+    """
+    path = folder / "modules.json"
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except ValueError:
+        return ()  # `read_json_files` says what is wrong with it
+    if not isinstance(modules, list):
+        return ()
+    named = [str(module.get("path") or "") for module in modules if isinstance(module, dict)]
+    return tuple(dict.fromkeys(PurePath(name).as_posix() for name in named if module_folder(folder, name) != folder))
+
+
+def module_folder(folder: Path, name: str) -> Path:
+    """The folder of a module that ``modules.json`` places at `name`, which is the model's own folder or inside it.
+
+    Raises:
+        RequestError: It lies outside the model's folder.
+    """
+    inside = PurePath(name)
+    leaves = inside.is_absolute() or ".." in inside.parts
+    if leaves or not (folder / inside).resolve().is_relative_to(folder.resolve()):
+        raise RequestError("modules.json names a module outside the model's folder", name, f"Put it into {folder}")
+    return folder / inside
 
 
 def read_json_files(folder: Path, names: tuple[str, ...]) -> None:
@@ -165,8 +196,9 @@ def _known_model_types() -> set[str]:
 
 def _module_weights(folder: Path) -> tuple[str, ...]:
     """Weights of the modules behind the encoder (sentence-transformers' dense layers)."""
-    names = [path.relative_to(folder).as_posix() for path in folder.glob("*_*/*") if path.is_file()]
-    return tuple(sorted(name for name in names if _MODULE_WEIGHTS.match(name)))
+    candidates = ([f"{module}/{name}" for name in MODULE_WEIGHTS] for module in module_folders(folder))
+    found = (next((name for name in names if (folder / name).is_file()), None) for names in candidates)
+    return tuple(sorted(name for name in found if name is not None))
 
 
 def _elements(folder: Path, names: tuple[str, ...]) -> int:

@@ -85,6 +85,39 @@ def test_dense_weights_count_and_are_digested(model_folder: Folders, tmp_path: P
     assert resolve_source(str(copy)).digest != source.digest
 
 
+def place_dense(folder: Path, name: str) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2]["path"] = name
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "2_Dense").rename(folder / name)
+
+
+@pytest.mark.parametrize("name", ["dense", "modules/the-dense"])
+def test_modules_are_digested_wherever_they_lie(model_folder: Folders, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(model_folder("bert-dense"), tmp_path / "m"))
+    place_dense(copy, name)
+    source = resolve_source(str(copy))
+    assert source.weights == ("model.safetensors", f"{name}/model.safetensors")
+    assert f"{name}/config.json" in source.files
+    for file in ("model.safetensors", "config.json"):
+        data = (copy / name / file).read_bytes()
+        (copy / name / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if file != "config.json" else data + b" ")
+        assert resolve_source(str(copy)).digest != source.digest
+        (copy / name / file).write_bytes(data)
+    assert resolve_source(str(copy)).digest == source.digest
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_module_outside_the_folder(model_folder: Folders, tmp_path: Path, link: bool) -> None:
+    copy = Path(shutil.copytree(model_folder("bert-dense"), tmp_path / "m"))
+    place_dense(copy, "../outside")
+    if link:
+        (copy / "inside").symlink_to(tmp_path / "outside")
+        (copy / "modules.json").write_text((copy / "modules.json").read_text().replace("../outside", "inside"))
+    assert "outside the model's folder" in refused(copy).what
+
+
 def test_a_source_survives_json(folder: Path) -> None:
     source = resolve_source(str(folder))
     assert Source.from_dict(json.loads(json.dumps(source.to_dict()))) == source
