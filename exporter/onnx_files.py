@@ -6,12 +6,13 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.errors import NoSpaceError, RequestError
 from exporter.onnx_names import name_nodes_by_module, rename_axes, strip_metadata
+from exporter.onnx_tensors import check_tensors, take_inside
 
 if TYPE_CHECKING:
     import onnx
@@ -63,9 +64,8 @@ def load_model(path: Path | str) -> ir.Model:
         raise RequestError("the ONNX file is truncated or damaged", path, "Export or download it again") from error
     if not proto.opset_import or not proto.graph.output:
         raise RequestError("the file holds no ONNX graph (it is empty or truncated)", path, "Export it again")
-    for part in (proto.graph, *proto.functions):
-        for tensor in _tensors(part):
-            _check_tensor(tensor, path)
+    check_tensors(proto, path)
+    take_inside(proto, path)
     try:
         model = ir.serde.deserialize_model(proto)
     except (ValueError, KeyError, TypeError, AttributeError, ir.serde.SerdeError) as error:
@@ -243,65 +243,3 @@ def _field(message: str, name: str, size: int) -> bytes:
         size >>= 7
     announced.append(size)
     return bytes(announced)
-
-
-def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that may have its data in a file, those of subgraphs included."""
-    yield from getattr(graph, "initializer", ())
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
-
-
-def _check_tensor(tensor: Any, path: Path) -> None:
-    import onnx
-    import onnx_ir as ir
-
-    try:
-        bits = ir.DataType(tensor.data_type).bitwidth
-    except (ValueError, TypeError) as error:
-        if tensor.data_type == onnx.TensorProto.STRING:
-            return
-        raise RequestError("a tensor of the ONNX file has no known type", tensor.name, "Export it again") from error
-    elements = 1
-    for dim in tensor.dims:
-        elements *= dim
-    needed = (elements * bits + 7) // 8
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != needed:
-            raise RequestError(
-                "a tensor of the ONNX file is truncated",
-                f"{tensor.name!r} in {path}: {len(tensor.raw_data)} of {needed} bytes",
-                "Export or download it again",
-            )
-        return
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    folder = path.parent.resolve()
-    data = (folder / location).resolve()
-    # In a cache where both files are links to the same store, the store's folder is the model's own.
-    allowed = (folder, path.resolve().parent)
-    if not location or Path(location).is_absolute() or not any(data.is_relative_to(place) for place in allowed):
-        raise RequestError(
-            "the ONNX file refers to external data outside its folder",
-            f"{location!r} in {path}",
-            "Put the data file beside the model and export it again",
-        )
-    if not data.is_file():
-        raise RequestError(
-            "the external data of the ONNX file is missing", data, "Copy it beside the model, under this name"
-        )
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
-    except ValueError as error:
-        raise RequestError("the ONNX file's external data entry is damaged", tensor.name, "Export it again") from error
-    if offset < 0 or length != needed or offset + length > data.stat().st_size:
-        raise RequestError(
-            "the external data of the ONNX file is too short",
-            f"{data}: tensor {tensor.name!r} needs {needed} bytes at {offset}",
-            "Export or download it again",
-        )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from exporter.digests import file_digest
 from exporter.errors import RequestError
+from exporter.onnx_tensors import check_tensors
 from exporter.sources.folder import read_json_files, read_licence, small_files
 from exporter.sources.source import Source, bundle_name, digest_parts
 
@@ -60,8 +59,7 @@ def resolve_onnx(spec: str, path: Path) -> Source:
         raise RequestError("the ONNX file is truncated or corrupt", path, "Export or copy it again") from error
     if not model.graph.node or not model.graph.output:
         raise RequestError("the ONNX file is truncated or corrupt: it holds no graph", path, "Export or copy it again")
-    external = check_external_data(model, path)
-    tensors = [*_tensors(model)]
+    external = check_tensors(model, path)
     beside = _beside(path)
     files = () if beside is None else small_files(beside)
     if beside is not None:
@@ -77,7 +75,7 @@ def resolve_onnx(spec: str, path: Path) -> Source:
         digest=digest_parts(parts),
         licence=None if beside is None else read_licence(beside),
         weights_bytes=path.stat().st_size + sum((path.parent / name).stat().st_size for name in external),
-        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer) if tensors else 0,
+        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
         files=files,
         weights=(path.name, *external),
         beside=beside,
@@ -93,62 +91,6 @@ def _folder_of_model(path: Path) -> Path:
 def _beside(path: Path) -> Path | None:
     places = dict.fromkeys([path.parent, _folder_of_model(path)])
     return next((place for place in places if any((place / name).is_file() for name in _MARKS)), None)
-
-
-def check_external_data(model: Any, path: Path) -> tuple[str, ...]:
-    """The external data files of an ONNX model, relative to its folder.
-
-    Raises:
-        RequestError: A file lies outside the model's folder, is missing, or is shorter than the model says.
-    """
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    root = path.parent.resolve()
-    found: set[str] = set()
-    for tensor in _tensors(model):
-        if not uses_external_data(tensor):
-            continue
-        info = ExternalDataInfo(tensor)
-        file = path.parent / info.location
-        if Path(info.location).is_absolute() or not file.resolve().is_relative_to(root):
-            raise RequestError(
-                "the ONNX file refers to external data outside its folder",
-                f"{info.location} (tensor {tensor.name!r})",
-                f"Put the data beside {path.name}",
-            )
-        if not file.is_file():
-            raise RequestError("the ONNX file's external data is missing", file, f"Put it beside {path.name}")
-        end = int(info.offset or 0) + int(info.length or 0)
-        if end > file.stat().st_size:
-            raise RequestError(
-                "the ONNX file's external data is truncated",
-                file,
-                f"It has {file.stat().st_size} bytes, tensor {tensor.name!r} ends at {end}",
-            )
-        found.add(info.location)
-    return tuple(sorted(found))
-
-
-def _tensors(model: Any) -> Iterator[Any]:
-    """Every tensor of the model: initializers and attributes, subgraphs and functions included."""
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield sparse.values
-                yield sparse.indices
-            nodes.extend(graph.node)
-        while nodes:
-            for attribute in nodes.pop().attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)
 
 
 def _check_file(path: Path) -> None:

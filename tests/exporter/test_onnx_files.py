@@ -206,6 +206,69 @@ def test_a_cache_whose_files_are_all_links_is_read(external: Path, tmp_path: Pat
     assert run(out).shape == (2, 30)
 
 
+def constant(**tensor: onnx.AttributeProto) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], ["w"], **tensor), helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 40])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 30])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_constant_node_with_its_data_in_a_file_takes_it_along(tmp_path: Path, embedded: bool) -> None:
+    (tmp_path / "in").mkdir()
+    onnx.save(
+        constant(value=numpy_helper.from_array(WEIGHT, "w")),
+        tmp_path / "in" / "m.onnx",
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    assert (tmp_path / "in" / "w.bin").stat().st_size == WEIGHT.nbytes
+    model = load_model(tmp_path / "in" / "m.onnx")
+    out = save_model(model, tmp_path / "out" / "m.onnx", external_data=not embedded)
+    np.testing.assert_allclose(run(out), np.ones((2, 40), np.float32) @ WEIGHT, rtol=1e-5)
+
+
+def test_sparse_tensors_are_refused(path: Path, tmp_path: Path) -> None:
+    values = numpy_helper.from_array(np.ones(1, np.float32), "thin")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([2]), "at"), [40, 30])
+    model = onnx.load(path)
+    model.graph.sparse_initializer.append(sparse)
+    onnx.save(model, path)
+    onnx.save(constant(sparse_value=sparse), tmp_path / "node.onnx")
+    for file in (path, tmp_path / "node.onnx"):
+        with pytest.raises(RequestError, match="sparse"):
+            load_model(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (TensorProto.FLOAT, [1.0, 2.0]),
+        (TensorProto.FLOAT, [1.0] * 4),
+        (TensorProto.FLOAT16, [1.0, 2.0]),
+        (TensorProto.INT64, [1, 2]),
+        (TensorProto.COMPLEX64, [1.0, 2.0]),
+        (TensorProto.INT4, [1, 2]),
+        (TensorProto.STRING, [b"a", b"b"]),
+    ],
+)
+def test_numbers_that_are_not_as_many_as_the_shape_says_are_refused(path: Path, kind: int, values: list) -> None:
+    model = onnx.load(path)
+    tensor = helper.make_tensor("few", kind, [len(values)], values)
+    model.graph.initializer.append(tensor)
+    onnx.save(model, path)
+    assert "few" in load_model(path).graph.initializers
+    model.graph.initializer[-1].dims[0] = 3
+    onnx.save(model, path)
+    with pytest.raises(RequestError, match="truncated"):
+        load_model(path)
+
+
 @pytest.mark.parametrize("embedded", [True, False])
 def test_a_full_disk_simulated_leaves_nothing_and_keeps_the_old_file(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: bool

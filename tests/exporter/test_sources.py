@@ -615,11 +615,26 @@ def test_external_data_behind_a_link_that_leaves_the_folder(tmp_path: Path) -> N
     assert "outside its folder" in refused(path).what
 
 
+def test_an_onnx_file_in_a_cache_whose_files_are_all_links(tmp_path: Path) -> None:
+    from exporter.onnx_files import load_model
+
+    for folder in ("made", "blobs", "snapshot"):
+        (tmp_path / folder).mkdir()
+    made = onnx_file(tmp_path / "made")
+    plain = resolve_source(str(made))
+    for file, blob in ((made.name, "1f"), ("net.bin", "2e")):
+        (tmp_path / "made" / file).rename(tmp_path / "blobs" / blob)
+        (tmp_path / "snapshot" / file).symlink_to(f"../blobs/{blob}")
+    linked = resolve_source(str(tmp_path / "snapshot" / made.name))
+    assert (linked.digest, linked.weights, linked.weights_bytes) == (plain.digest, plain.weights, plain.weights_bytes)
+    assert load_model(tmp_path / "snapshot" / made.name).graph.initializers
+
+
 def test_external_data_that_is_missing_or_short(tmp_path: Path) -> None:
     path = onnx_file(tmp_path)
     data = (tmp_path / "net.bin").read_bytes()
     (tmp_path / "net.bin").write_bytes(data[:-1])
-    assert "truncated" in refused(path).what
+    assert "too short" in refused(path).what
     (tmp_path / "net.bin").unlink()
     assert "missing" in refused(path).what
 
