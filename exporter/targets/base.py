@@ -183,14 +183,11 @@ def check_inputs(inputs: Mapping[str, Any], signature: Signature, contract: Inpu
             raise RequestError(f"input {name!r} has the wrong dtype", array.dtype, f"It must be {spec.dtype}")
         _check_shape(name, array, spec.shape, signature, lengths)
         if name in contract.id_ranges and array.size:
-            low, high = contract.id_ranges[name]
-            smallest, largest = int(array.min()), int(array.max())
-            if smallest < low or largest > high:
-                value = smallest if smallest < low else largest
-                raise RequestError(f"input {name!r} holds a value out of range", value, f"It accepts {low} to {high}")
+            _check_range(name, array, *contract.id_ranges[name])
         arrays[name] = np.ascontiguousarray(array)
     if contract.attends and contract.mask in arrays:
-        rows = (arrays[contract.mask] != 0).reshape(arrays[contract.mask].shape[0], -1).any(axis=1)
+        mask = arrays[contract.mask] != 0
+        rows = mask.any(axis=tuple(range(1, mask.ndim)))
         if not rows.all():
             raise RequestError(
                 f"a row of {contract.mask!r} attends to no token",
@@ -201,11 +198,18 @@ def check_inputs(inputs: Mapping[str, Any], signature: Signature, contract: Inpu
 
 
 def _as_array(value: Any) -> Array:
-    if isinstance(value, np.ndarray):
-        return value
-    if hasattr(value, "__dlpack__"):
+    """`value` as a plain array: a masked one's hidden values are what native code would read."""
+    if not isinstance(value, np.ndarray) and hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
     return np.asarray(value)
+
+
+def _check_range(name: str, array: Array, low: int, high: int) -> None:
+    smallest, largest = array.min(), array.max()  # NaN, if any, is both
+    if smallest >= low and largest <= high:
+        return
+    value = largest if smallest >= low else smallest
+    raise RequestError(f"input {name!r} holds a value out of range", value.item(), f"It accepts {low} to {high}")
 
 
 def _check_shape(

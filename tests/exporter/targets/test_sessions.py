@@ -102,6 +102,33 @@ def test_inputs_are_checked_before_native_code_sees_them(change: dict, told: str
         check_inputs(given, SIGNATURE, CONTRACT)
 
 
+def test_a_masked_array_hides_no_value() -> None:
+    ids = np.ma.masked_array(np.where(inputs()["ids"] == inputs()["ids"].flat[0], 10**6, inputs()["ids"]))
+    ids[ids == 10**6] = np.ma.masked
+    assert ids.max() <= CONTRACT.id_ranges["ids"][1]  # NumPy itself looks at the others only
+    with pytest.raises(RequestError, match="out of range"):
+        check_inputs(inputs() | {"ids": ids}, SIGNATURE, CONTRACT)
+    assert type(check_inputs(inputs() | {"ids": np.ma.masked_array(inputs()["ids"])}, SIGNATURE, CONTRACT)["ids"]) is (
+        np.ndarray
+    )
+
+
+@pytest.mark.parametrize("value", [1.9, -0.9, np.nan, np.inf, -np.inf])
+def test_a_mask_of_floats_is_held_to_its_range_exactly(value: float) -> None:
+    signature = Signature((TensorSpec("mask", "float32", ("batch", "sequence")),), (), SIGNATURE.axes)
+    contract = InputContract(attends=True, mask="mask", id_ranges={"mask": (0, 1)})
+    check_inputs({"mask": np.array([[1, 0]], np.float32)}, signature, contract)
+    with pytest.raises(RequestError, match="out of range"):
+        check_inputs({"mask": np.array([[1, value]], np.float32)}, signature, contract)
+
+
+def test_a_batch_of_nothing_breaks_no_promise() -> None:
+    axes = (Axis("batch", 0, 8), Axis("sequence", 1, 8))
+    signature = Signature((TensorSpec("mask", "int64", ("batch", "sequence")),), (), axes)
+    given = {"mask": np.zeros((0, 4), np.int64)}
+    assert check_inputs(given, signature, InputContract(attends=True, mask="mask"))["mask"].shape == (0, 4)
+
+
 def test_a_row_that_attends_to_nothing_is_fine_without_the_contract() -> None:
     given = inputs() | {"mask": np.zeros((2, 4), np.int64)}
     check_inputs(given, SIGNATURE, InputContract(attends=False, mask="mask"))
