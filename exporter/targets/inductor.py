@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +66,25 @@ class InductorSession(Session):
     def executed(self) -> dict[str, Any]:
         import torch
 
-        kinds = {str(spec.dtype).removeprefix("torch.") for spec in self._constants()}
-        floats = sorted(kind for kind in kinds if "float" in kind)
+        kinds = compiled_types(self.artifact.path)
+        plain = {kind for kind in kinds if "float" in kind} <= {"float32"}
         return {
             "runtime": f"torch {torch.__version__} (AOTInductor)",
             "device": "cpu",
             "provider": "compiled C++",
-            "precision": self._precision if floats in ([], ["float32"]) else "mixed",
+            "precision": "unknown" if not kinds else self._precision if plain else "mixed",
+            "types": sorted(kinds),
         }
 
-    def _constants(self) -> list[Any]:
-        loader = self._package.loader
-        return list(loader.get_constant_map().values()) if hasattr(loader, "get_constant_map") else []
+
+def compiled_types(package: Path) -> frozenset[str]:
+    """The types of the tensors that compiled code holds and makes, by torch's names: its source in the package says.
+
+    The loader itself tells names only. Empty where the package holds no source.
+    """
+    with zipfile.ZipFile(package) as archive:
+        sources = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".wrapper.cpp")]
+    return frozenset(found for source in sources for found in re.findall(r"\bcached_torch_dtype_(\w+)", source))
 
 
 def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:

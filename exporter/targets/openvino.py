@@ -73,9 +73,10 @@ class OpenVinoSession(Session):
             raise RequestError("OpenVINO cannot open the model", artifact.path, first_line(error)) from error
         self._precision = precision
         self._layers = layer_precisions(self._model)
-        if precision == "fp32" and any(kind != "f32" for kind in self._layers):
+        hint = HINTS[precision]
+        if (precision == "fp32" and set(self._layers) - {hint}) or (self._layers and hint not in self._layers):
             raise InternalError(
-                "OpenVINO computes in another precision than was pinned", dict(self._layers), "Report this as a bug"
+                "OpenVINO computes in another precision than was asked for", dict(self._layers), "Report this as a bug"
             )
 
     def _bind(self, arrays: dict[str, Array]) -> OpenVinoBinding:
@@ -86,9 +87,14 @@ class OpenVinoSession(Session):
             "runtime": f"openvino {self._version}",
             "device": ", ".join(self._model.get_property("EXECUTION_DEVICES")).lower(),
             "provider": "CPU plugin",
-            "precision": self._precision if len(self._layers) <= 1 else "mixed",
+            "precision": self._precision_that_ran(),
             "compute_layers": dict(sorted(self._layers.items())),
         }
+
+    def _precision_that_ran(self) -> str:
+        if not self._layers:  # a model without arithmetic: only that nothing lower was allowed is certain
+            return "fp32" if self._precision == "fp32" else "unknown"
+        return self._precision if set(self._layers) == {HINTS[self._precision]} else "mixed"
 
 
 def layer_precisions(model: Any) -> Counter[str]:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
-from exporter.errors import EnvironmentLackError, RequestError
+from exporter.errors import EnvironmentLackError, InternalError, RequestError
 from exporter.targets import check_inputs, get_target, targets
 
 TOKENS = TensorSpec("ids", "int64", ("batch", "sequence"))
@@ -75,9 +76,50 @@ def test_a_binding_reads_its_inputs_anew_at_every_run(target: str, artifact: Art
     np.testing.assert_array_equal(binding.outputs()["y"], np.broadcast_to([0.0, 1.0, 2.0], (2, 4, 3)))
 
 
-def test_openvino_fp32_is_pinned_and_read_from_what_was_compiled(artifact: Artifact) -> None:
-    session = get_target("openvino-cpu").open(artifact, Variant("openvino-cpu", "fp32"), threads=1)
-    assert set(session.executed()["compute_layers"]) <= {"f32"}
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A product with a matrix: arithmetic, which a runtime may do in another precision."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path = tmp_path_factory.mktemp("product") / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    x, y = (TensorSpec(name, "float32", ("batch", 64)) for name in "xy")
+    return Artifact(path, "onnx", Signature((x,), (y,), (Axis("batch", 1, 4),)), InputContract())
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "f32"), ("bf16", "bf16")])
+def test_what_openvino_ran_is_read_from_what_it_compiled(product: Artifact, precision: str, kind: str) -> None:
+    variant = Variant("openvino-cpu", precision)
+    if not get_target("openvino-cpu").availability(variant).available:
+        pytest.skip("this machine has no BF16 instructions")
+    executed = get_target("openvino-cpu").open(product, variant, threads=1).executed()
+    assert executed["compute_layers"] == {kind: 1}
+    assert executed["precision"] == precision
+
+
+def test_openvino_in_another_precision_than_asked_for_simulated_is_noticed(
+    product: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.targets import openvino
+
+    monkeypatch.setattr(openvino, "layer_precisions", lambda _: Counter({"f32": 1}))
+    with pytest.raises(InternalError, match="another precision"):
+        openvino.OpenVinoSession(product, "bf16", 1)
+
+
+def test_openvino_says_that_it_does_not_know_where_a_model_does_no_arithmetic(artifact: Artifact) -> None:
+    from exporter.targets.openvino import OpenVinoSession
+
+    assert OpenVinoSession(artifact, "bf16", 1).executed()["precision"] == "unknown"
 
 
 @pytest.mark.parametrize(
