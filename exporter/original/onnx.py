@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from exporter.original.base import DEFAULT_MAX_LENGTH, NO_LIMIT, POSITION_KEYS, 
 from exporter.sources.source import Source
 from exporter.tasks.registry import Task
 
-# Names under which exporters write the two axes that Planish knows.
+# Names under which exporters write the two axes that Planish knows, the surest first.
 _AXIS_NAMES = {
     "batch_size": "batch",
     "batch": "batch",
@@ -77,6 +77,7 @@ def open_onnx(
         raise RequestError("ONNX Runtime cannot open the model", first_line(error), f"Check {source.path}") from error
     graph = onnx.load(str(source.path), load_external_data=False).graph
     signature = _signature(graph, max_batch, _length_limit(source, max_length), custom)
+    signature = _with_ranks(signature, graph, session)
     if task.outputs and not set(task.outputs) & {spec.name for spec in signature.outputs}:
         names = ", ".join(spec.name for spec in signature.outputs)
         raise RequestError(
@@ -116,32 +117,74 @@ def _signature(graph: Any, max_batch: int, max_length: int, custom: Mapping[str,
     import onnx
 
     initializers = {tensor.name for tensor in graph.initializer}
+    fed = [value for value in graph.input if value.name not in initializers]
+    names = _axis_names({dim.dim_param for value in fed for dim in value.type.tensor_type.shape.dim})
     axes: dict[str, Axis] = {}
+
+    def axis_name(symbol: str, place: str, *, declares: bool) -> str:
+        if symbol in names:
+            return names[symbol]
+        # A symbol of the outputs alone is no axis of the inputs, whatever it is called.
+        return symbol if symbol and (declares or symbol not in axes) else place
 
     def spec(value: Any, *, declares: bool) -> TensorSpec:
         tensor = value.type.tensor_type
         if not value.type.HasField("tensor_type"):
             raise RequestError("the ONNX model has an input or output that is no tensor", value.name)
+        if declares and not tensor.HasField("shape"):
+            raise RequestError("an input of the ONNX model declares no shape", value.name, "Export it with one")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         shape: list[int | str] = []
         for index, dim in enumerate(tensor.shape.dim):
             if dim.HasField("dim_value"):
                 shape.append(int(dim.dim_value))
                 continue
-            name = _AXIS_NAMES.get(dim.dim_param, dim.dim_param) or f"{value.name}_{index}"
+            name = axis_name(dim.dim_param, f"{value.name}_{index}", declares=declares)
             shape.append(name)
             if declares and name not in axes:
                 high = max_batch if name == "batch" or index == 0 else max_length
                 axes[name] = Axis(name, 1, high)
         return TensorSpec(value.name, dtype, tuple(shape))
 
-    inputs = tuple(spec(value, declares=True) for value in graph.input if value.name not in initializers)
+    inputs = tuple(spec(value, declares=True) for value in fed)
     outputs = tuple(spec(value, declares=False) for value in graph.output)
     for name, item in ((custom or {}).get("axes") or {}).items():
         if name not in axes:
             raise RequestError("the ONNX model has no such axis", name, f"It has: {', '.join(axes) or 'none'}")
         axes[name] = Axis(name, int(item["min"]), int(item["max"]))
     return Signature(inputs, outputs, tuple(axes.values()))
+
+
+def _axis_names(symbols: set[str]) -> dict[str, str]:
+    """The names of the inputs' axes by the graph's symbols. Two symbols never get one name: they are two lengths."""
+    names = {symbol: symbol for symbol in symbols if symbol}
+    for symbol, name in _AXIS_NAMES.items():
+        if symbol in symbols and name not in names.values():
+            names[symbol] = name
+    return names
+
+
+def _with_ranks(signature: Signature, graph: Any, session: Any) -> Signature:
+    """`signature` with the ranks of outputs that declare no shape, as they come out; all their lengths are free."""
+    unknown = [value.name for value in graph.output if not value.type.tensor_type.HasField("shape")]
+    if not unknown:
+        return signature
+    try:
+        found = session.run(unknown, {name: value.numpy() for name, value in _example(signature).items()})
+    except Exception as error:  # ONNX Runtime has no common base class for its errors
+        raise RequestError(
+            "an output of the ONNX model declares no shape, and the model does not run on plain inputs",
+            f"{unknown[0]}: {first_line(error)}",
+            "Export it with shapes",
+        ) from error
+    ranks = dict(zip(unknown, (array.ndim for array in found), strict=True))
+    outputs = (
+        replace(spec, shape=tuple(f"{spec.name}_{index}" for index in range(ranks[spec.name])))
+        if spec.name in ranks
+        else spec
+        for spec in signature.outputs
+    )
+    return replace(signature, outputs=tuple(outputs))
 
 
 def _contract(graph: Any, signature: Signature, attends: bool) -> InputContract:

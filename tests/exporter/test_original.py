@@ -522,6 +522,68 @@ def test_an_onnx_file_finds_the_tokenizer_of_its_folder(model_folder: Folders, t
     assert list(original.encoder.encode(["the city"])) == ["input_ids", "attention_mask"]
 
 
+def onnx_file(path: Path, text: str) -> Path:
+    import onnx.parser
+
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{text}')
+    onnx.save(model, path)
+    return path
+
+
+def run_exported(original: Original, folder: Path, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from exporter.artifact import Variant
+    from exporter.onnx_export import import_onnx
+    from exporter.targets import get_target
+
+    exported = import_onnx(original, folder)
+    variant = Variant("onnxruntime-cpu", "fp32")
+    return get_target("onnxruntime-cpu").open(exported, variant, threads=1).run(given)
+
+
+def test_two_lengths_of_an_onnx_file_never_become_one_axis(tmp_path: Path) -> None:
+    text = """g (float[sequence_length, 4] a, float[4, encoder_sequence_length] b, float[batch_size, N] c)
+        => (float[sequence_length, encoder_sequence_length] y, float[batch_size, N] z) {
+        y = MatMul (a, b)
+        z = Relu (c)
+    }"""
+    original = opened(onnx_file(tmp_path / "m.onnx", text), "custom")
+    assert [spec.shape for spec in original.signature.inputs] == [
+        ("sequence", 4),
+        (4, "encoder_sequence_length"),
+        ("batch", "N"),
+    ]
+    assert original.signature.outputs[0].shape == ("sequence", "encoder_sequence_length")
+    given = {name: np.ones(shape, np.float32) for name, shape in (("a", (3, 4)), ("b", (4, 5)), ("c", (2, 6)))}
+    assert run_exported(original, tmp_path / "out", given)["y"].shape == (3, 5)
+
+
+def test_a_length_of_the_outputs_alone_is_no_axis_of_the_inputs(tmp_path: Path) -> None:
+    text = """g (float[batch_size, 4] x) => (int64[N, 2] y, int64[batch, 2] z) {
+        places = NonZero (x)
+        y = Transpose (places)
+        z = Identity (y)
+    }"""
+    original = opened(onnx_file(tmp_path / "m.onnx", text), "custom")
+    assert original.signature.inputs[0].shape == ("batch", 4)
+    assert [spec.shape for spec in original.signature.outputs] == [("N", 2), ("z_0", 2)]
+    assert run_exported(original, tmp_path / "out", {"x": np.ones((2, 4), np.float32)})["z"].shape == (8, 2)
+
+
+def test_an_onnx_output_without_a_shape_is_no_scalar(tmp_path: Path) -> None:
+    import onnx
+
+    path = onnx_file(tmp_path / "m.onnx", "g (float[batch, 4] x) => (float[batch, 4] y) { y = Relu (x) }")
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    original = opened(path, "custom")
+    assert original.signature.outputs[0].shape == ("y_0", "y_1")
+    assert run_exported(original, tmp_path / "out", {"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 4)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    assert "declares no shape" in refused(path, "custom").what
+
+
 def test_an_onnx_file_that_the_runtime_refuses(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     import onnx
