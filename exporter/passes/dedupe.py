@@ -42,7 +42,9 @@ class Deduplicate(Pass):
         )
 
     def ensures(self, model: ir.Model, context: PassContext) -> None:
-        tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+        tensors = [
+            v.const_value for v in model.graph.initializers.values() if v.const_value is not None and _is_free(v)
+        ]
         small = [(t.dtype, tuple(t.shape.numpy()), _digest(t)) for t in tensors if 0 < t.nbytes <= _CHUNK_BYTES >> 8]
         if len(small) != len(set(small)):
             raise InternalError("equal initializers are left", len(small) - len(set(small)))
@@ -54,7 +56,7 @@ def _merge_equal_initializers(graph: ir.Graph) -> list[Change]:
     # Only tensors that agree in type and shape can be equal: most weights need no hash at all.
     groups: dict[tuple[Any, ...], list[ir.Value]] = {}
     for value in graph.initializers.values():
-        if value.const_value is not None and not value.is_graph_input() and not value.is_graph_output():
+        if value.const_value is not None and _is_free(value):
             groups.setdefault((value.const_value.dtype, tuple(value.const_value.shape.numpy())), []).append(value)
     for key, values in groups.items():
         if len(values) < 2:
@@ -74,19 +76,18 @@ def _tie_transposed(graph: ir.Graph) -> list[Change]:
     matrices: dict[tuple[Any, ...], list[ir.Value]] = {}
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or value.is_graph_input() or value.is_graph_output():
+        if tensor is None or not _is_free(value):
             continue
         shape = tuple(int(d) for d in tensor.shape.numpy())
         if len(shape) != 2 or tensor.nbytes < _TRANSPOSE_MIN_BYTES or min(shape) < 2:
             continue
         twin = next((v for v in matrices.get((tensor.dtype, shape[::-1]), ()) if _is_transpose(v, value)), None)
-        readers = [user for user, _ in value.uses() if user.graph is graph]
-        if twin is None or len(readers) != len(value.uses()) or not readers:
-            matrices.setdefault((tensor.dtype, shape), []).append(value)
-            continue
         # The one that the embedding gathers rows from is kept as it is: a runtime folds the other at load time.
         kept, gone = (twin, value) if not _is_gathered(value) else (value, twin)
-        readers = [user for user, _ in gone.uses()]
+        readers = [] if gone is None else [user for user, _ in gone.uses()]
+        if kept is None or gone is None or not readers or any(user.graph is not graph for user in readers):
+            matrices.setdefault((tensor.dtype, shape), []).append(value)
+            continue
         order = {id(node): index for index, node in enumerate(graph)}
         earliest = min(readers, key=lambda node: order[id(node)])
         transposed = add_node(earliest, "Transpose", [kept], gone, perm=[1, 0])
@@ -99,6 +100,11 @@ def _tie_transposed(graph: ir.Graph) -> list[Change]:
             matrices[(tensor.dtype, shape[::-1])].remove(twin)
             matrices.setdefault((tensor.dtype, shape), []).append(value)
     return changes
+
+
+def _is_free(value: ir.Value) -> bool:
+    """Whether an initializer may go: no caller knows it by its name, as an input or as an output."""
+    return not value.is_graph_input() and not value.is_graph_output()
 
 
 def _is_gathered(value: ir.Value) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,23 +45,59 @@ def integers(value: ir.Value | None) -> list[int] | None:
     return [int(i) for i in np.atleast_1d(array)]
 
 
-def reduced_axes(node: ir.Node) -> list[int] | None:
-    """The axes of a node that takes them as its second input, or, before opset 13, as an attribute."""
+def node_axes(node: ir.Node) -> list[int] | None:
+    """The axes that a node names, as its second input or, in older opsets, as an attribute; ``None`` where it doesn't.
+
+    For a reduction, `reduced_axes` says what they mean.
+    """
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         return integers(node.inputs[1])
     attribute = node.attributes.get("axes")
     return None if attribute is None else [int(axis) for axis in attribute.as_ints()]
 
 
+def reduced_axes(node: ir.Node, rank: int) -> list[int] | None:
+    """The axes, from 0, over which a reduction of a tensor of this rank goes; ``None`` where only the inputs tell.
+
+    No axes and an empty list of them mean all, or none with ``noop_with_empty_axes``.
+    """
+    named = node_axes(node)
+    if named is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        return None
+    if not named:
+        return [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
+    return [axis % rank for axis in named] if rank else None
+
+
+def value_names(graph: ir.Graph) -> set[str]:
+    """The names of all values in a graph and in the branches and bodies inside it."""
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        values.extend(node.outputs)
+        for attribute in node.attributes.values():
+            for inner in _graphs_of(attribute):
+                values.extend((*inner.inputs, *inner.initializers.values()))
+    return {value.name for value in values if value.name}
+
+
+def _graphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    import onnx_ir as ir
+
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
+
+
 def add_constant(graph: ir.Graph, array: np.ndarray, stem: str) -> ir.Value:
     """An initializer with the values of `array`, named after `stem`; one of the same name and values is used again."""
     import onnx_ir as ir
 
-    name, number = stem, 0
-    while (existing := graph.initializers.get(name)) is not None:
-        tensor = existing.const_value
+    taken, name, number = value_names(graph), stem, 0
+    while name in taken:
+        existing = graph.initializers.get(name)
+        tensor = None if existing is None else existing.const_value
         same_kind = tensor is not None and tensor.size == array.size and tensor.dtype.numpy() == array.dtype
-        if same_kind and tensor is not None and np.array_equal(tensor.numpy(), array):
+        if existing is not None and same_kind and tensor is not None and np.array_equal(tensor.numpy(), array):
             return existing
         number += 1
         name = f"{stem}_{number}"

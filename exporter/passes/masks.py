@@ -11,6 +11,7 @@ from exporter.passes.dims import ONE, Dim, Shape, broadcast
 from exporter.passes.graphs import (
     add_constant,
     add_node,
+    node_axes,
     producer,
     reduced_axes,
     replace_value,
@@ -69,7 +70,7 @@ def _inserted_axes(node: ir.Node, facts: Facts, indices: dict[ir.Value, int]) ->
         shape = None if column is None else facts.shape(column.inputs[0])
         if column is None or shape is None or column.inputs[0] not in indices:
             return None
-        if reduced_axes(column) not in ([-1], [len(shape)]):
+        if node_axes(column) not in ([-1], [len(shape)]):
             return None
         axes.append(indices[column.inputs[0]])
         shapes.append(shape)
@@ -168,11 +169,11 @@ def _narrowed_shape(node: ir.Node, inputs: list[ir.Value | None], facts: Facts) 
         return (*shapes[1], *shapes[0][1:]) if shapes[0] is not None and shapes[1] is not None else None
     if node.op_type not in ("ReduceSum", "ReduceMax", "ReduceMin") or not node.attributes.get_int("keepdims", 1):
         return None
-    full, axes = facts.shape(node.inputs[0]), reduced_axes(node)
+    full = facts.shape(node.inputs[0])
+    axes = None if full is None else reduced_axes(node, len(full))
     if full is None or axes is None or shapes[0] is None or len(shapes[0]) != len(full):
         return None
-    rank = len(full)
-    reduced = {axis % rank for axis in axes}
+    reduced = set(axes)
     # A sum over an axis that was broadcast counts its copies: that one cannot be done before.
     if any(shapes[0][axis] != full[axis] for axis in reduced):
         return None

@@ -9,6 +9,7 @@ import numpy as np
 from exporter.passes.base import Change, Pass, PassContext, PassRecord
 from exporter.passes.graphs import (
     infer_missing,
+    node_axes,
     producer,
     reduced_axes,
     remove_dead,
@@ -84,11 +85,11 @@ def _counts_keys(value: ir.Value | None, contract: InputContract) -> bool:
         if node is None:
             continue
         rank = None if node.inputs[0] is None or node.inputs[0].shape is None else len(node.inputs[0].shape)
-        axes = reduced_axes(node)
+        axes = None if rank is None else reduced_axes(node, rank)
         # A sum of mask values counts keys only where each is 0 or 1: a boolean cast to a number is.
         cast = producer(node.inputs[0], "Cast")
         counted = cast is not None and cast.inputs[0] is not None and _is_boolean(cast.inputs[0])
-        return counted and axes in ([-1], [rank and rank - 1]) and _attends(node.inputs[0], contract) is True
+        return counted and rank is not None and axes == [rank - 1] and _attends(node.inputs[0], contract) is True
     return False
 
 
@@ -192,7 +193,7 @@ def _attends(value: ir.Value | None, contract: InputContract) -> bool | None:
         inner = _attends(source, contract)
         return None if inner is None else not inner
     if node.op_type == "Unsqueeze":
-        axes, rank = reduced_axes(node), None if source is None or source.shape is None else len(source.shape)
+        axes, rank = node_axes(node), None if source is None or source.shape is None else len(source.shape)
         if axes is None or rank is None:
             return None
         last = rank + len(axes) - 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exporter.passes.dims import ONE, Dim, Shape, broadcast, parse_dim, unknown, volume
-from exporter.passes.graphs import integers, reduced_axes, scalar
+from exporter.passes.graphs import integers, node_axes, reduced_axes, scalar
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -178,7 +178,7 @@ def _reshape(node: ir.Node, facts: Facts) -> Shape | None:
 
 
 def _unsqueeze(node: ir.Node, facts: Facts) -> Shape | None:
-    shape, axes = facts.shape(node.inputs[0]), reduced_axes(node)
+    shape, axes = facts.shape(node.inputs[0]), node_axes(node)
     if shape is None or axes is None:
         return None
     rank = len(shape) + len(axes)
@@ -187,7 +187,7 @@ def _unsqueeze(node: ir.Node, facts: Facts) -> Shape | None:
 
 
 def _squeeze(node: ir.Node, facts: Facts) -> Shape | None:
-    shape, axes = facts.shape(node.inputs[0]), reduced_axes(node)
+    shape, axes = facts.shape(node.inputs[0]), node_axes(node)
     if shape is None:
         return None
     if axes is None:
@@ -252,10 +252,10 @@ def _expand(node: ir.Node, facts: Facts) -> Shape | None:
 
 
 def _reduce(node: ir.Node, facts: Facts) -> Shape | None:
-    shape, axes = facts.shape(node.inputs[0]), reduced_axes(node)
-    if shape is None or axes is None:
+    shape = facts.shape(node.inputs[0])
+    gone = None if shape is None else reduced_axes(node, len(shape))
+    if shape is None or gone is None:
         return None
-    gone = {axis % len(shape) for axis in axes}
     if node.attributes.get_int("keepdims", 1):
         return tuple(ONE if index in gone else dim for index, dim in enumerate(shape))
     return tuple(dim for index, dim in enumerate(shape) if index not in gone)

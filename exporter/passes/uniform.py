@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.passes.dims import volume
-from exporter.passes.graphs import reduced_axes, scalar
+from exporter.passes.graphs import node_axes, reduced_axes, scalar
 from exporter.passes.symbolic import Facts
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def positions(graph: ir.Graph, facts: Facts) -> dict[ir.Value, int]:
                 found[output] = 0
         elif source not in found or shape is None or source is None:
             continue
-        elif node.op_type == "Unsqueeze" and (axes := reduced_axes(node)) is not None:
+        elif node.op_type == "Unsqueeze" and (axes := node_axes(node)) is not None:
             inserted = {axis % len(shape) for axis in axes}
             kept = [axis for axis in range(len(shape)) if axis not in inserted]
             found[output] = kept[found[source]]
@@ -125,7 +125,8 @@ def _number(node: ir.Node, facts: Facts, found: dict[ir.Value, Any], indices: di
 
 
 def _reduced(node: ir.Node, number: Any, facts: Facts) -> Any:
-    shape, axes = facts.shape(node.inputs[0]), reduced_axes(node)
+    shape = facts.shape(node.inputs[0])
+    axes = None if shape is None else reduced_axes(node, len(shape))
     if shape is None or axes is None:
         return None
     count = volume([shape[axis] for axis in axes])

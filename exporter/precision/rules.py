@@ -13,6 +13,7 @@ from math import isfinite, prod
 from typing import TYPE_CHECKING
 
 from exporter.errors import RequestError
+from exporter.passes.graphs import reduced_axes
 from exporter.precision.constants import describe
 from exporter.precision.facts import Decision, Facts, Rule, constant, decide, float_inputs, float_outputs
 from exporter.precision.operators import COORDINATES, NORMALIZATIONS, SOFTMAXES, SQUARING_SUMS, STEEP, SUMS
@@ -220,27 +221,16 @@ def reduction_depth(node: ir.Node) -> int | None:
     if shape is None:
         return None
     dims: list[int | None] = [d if isinstance(d, int) else None for d in shape]
-    axes = _reduced_axes(node, len(dims))
+    axes = _depth_axes(node, len(dims))
     if axes is None:
         return None
     lengths = [dims[axis] for axis in axes]
     return None if any(n is None for n in lengths) else prod(n for n in lengths if n is not None)
 
 
-def _reduced_axes(node: ir.Node, rank: int) -> Iterable[int] | None:
+def _depth_axes(node: ir.Node, rank: int) -> Iterable[int] | None:
     if node.op_type.startswith("Global"):
         return range(2, rank)
     if node.op_type in ("DFT", "STFT"):
         return None
-    axes: Sequence[int] | None = None
-    if "axes" in node.attributes:
-        axes = node.attributes["axes"].as_ints()
-    elif len(node.inputs) > 1 and node.inputs[1] is not None:
-        tensor = node.inputs[1].const_value
-        if tensor is None:
-            return None
-        axes = [int(axis) for axis in tensor.numpy().reshape(-1)]
-    if not axes:
-        noop = node.attributes.get("noop_with_empty_axes")
-        return [] if noop is not None and noop.as_int() else range(rank)
-    return [axis % rank for axis in axes]
+    return reduced_axes(node, rank)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from exporter.onnx_files import weight_bytes
 from exporter.passes.dedupe import Deduplicate, _digest
@@ -103,3 +104,31 @@ def test_types_without_a_numpy_buffer_have_a_digest() -> None:
     strings = ir.StringTensor(np.array([b"ab", b"c"]), shape=ir.Shape([2]))
     shifted = ir.StringTensor(np.array([b"a", b"bc"]), shape=ir.Shape([2]))
     assert _digest(strings) != _digest(shifted)
+
+
+TIED_IN_A_BRANCH = """g (int64[n] ids, bool c) => (float[n, 600] y) {
+    h = Gather <axis = 0> (table, ids)
+    z = If (c) <
+        then_branch = t () => (float[n, 600] a) { a = MatMul (h, head) },
+        else_branch = e () => (float[n, 600] b) { b = Neg (h) }
+    >
+    y = MatMul (z, head)
+}"""
+
+
+@pytest.mark.parametrize("first", ["table", "head"])
+def test_a_tied_matrix_that_a_branch_reads_stays(first: str) -> None:
+    table = RANDOM.standard_normal((600, 600)).astype(np.float32)
+    weights = {"table": table, "head": np.ascontiguousarray(table.T)}
+    graph = model(TIED_IN_A_BRANCH, **{name: weights[name] for name in sorted(weights, key=lambda n: n != first)})
+    samples = [{"ids": np.array([1, 2]), "c": np.array(value)} for value in (True, False)]
+    assert run(Deduplicate(), graph, samples).changed == 0
+
+
+def test_equal_initializers_that_are_outputs_stay() -> None:
+    graph = model(
+        """g (float[3] x) => (float[3] y, float[3] one, float[3] two)
+            <float[3] one = {1.0, 1.0, 1.0}, float[3] two = {1.0, 1.0, 1.0}> { y = Add (x, one) }"""
+    )
+    assert run(Deduplicate(), graph, [{"x": np.ones(3, np.float32)}]).changed == 0
+    assert [value.name for value in graph.graph.outputs] == ["y", "one", "two"]
