@@ -119,13 +119,17 @@ def flatten_forward(model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...
 def position_limit(model: Any) -> int | None:
     """The longest sequence that the model has positions for, or ``None`` where its positions are relative only.
 
-    A position table with a padding index (RoBERTa, MPNet) counts positions from behind that index.
+    A position table with a padding index (RoBERTa, MPNet) counts positions from behind that index, and one with an
+    offset (OPT, BART) from there.
     """
     limits = []
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] in _POSITION_TABLES and isinstance(module, torch.nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - offset)
+            limits.append(module.num_embeddings - int(getattr(module, "offset", offset)))
+    declared = getattr(model.config, "max_position_embeddings", None)
+    if limits and isinstance(declared, int) and declared > 0:
+        limits.append(declared)
     if not limits:
         values = [getattr(model.config, key, None) for key in POSITION_KEYS]
         limits = [value for value in values if isinstance(value, int) and value > 0]

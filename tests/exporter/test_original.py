@@ -84,6 +84,29 @@ def test_the_longest_and_the_shortest_sequences_run(model_folder: Folders, kind:
         check_inputs(inputs, original.signature, original.contract)
 
 
+@pytest.mark.parametrize("family", ["OPT", "Bart"])
+def test_positions_before_an_offset_are_not_counted(family: str) -> None:
+    import torch
+    import transformers
+
+    from exporter.original.huggingface import position_limit
+
+    sizes = {"vocab_size": 50, "max_position_embeddings": 16, "pad_token_id": 1}
+    if family == "OPT":
+        sizes |= {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32}
+        sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    else:
+        sizes |= {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+        sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    limit = position_limit(model)
+    assert limit == 16
+    model(input_ids=torch.full((1, limit), 5), attention_mask=torch.ones(1, limit, dtype=torch.long))
+    with pytest.raises(IndexError):
+        model(input_ids=torch.full((1, limit + 1), 5), attention_mask=torch.ones(1, limit + 1, dtype=torch.long))
+
+
 def test_positions_behind_a_padding_index_are_not_counted(model_folder: Folders) -> None:
     original = opened(model_folder("mpnet"))
     assert original.module.config.max_position_embeddings == 66
