@@ -147,20 +147,20 @@ def load_task_dataset(
 
 
 def read_image(value: Path | bytes | np.ndarray) -> Any:
-    """Open an ``image`` value as a `PIL.Image` in RGB.
+    """Open an ``image`` value as a `PIL.Image` in RGB, turned upright where the file says how it was held (EXIF).
 
     Raises:
         RequestError: The file is not a picture that Pillow can read.
     """
     import io
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(value, np.ndarray):
         return Image.fromarray(value).convert("RGB")
     try:
         with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         shown = f"{len(value)} bytes" if isinstance(value, bytes) else value
         raise RequestError(f"the picture cannot be read ({error})", shown, "Use PNG, JPEG or WebP") from error

@@ -142,20 +142,22 @@ class ImageEncoder:
 def open_image(image: Any) -> Any:
     """A `PIL.Image` in RGB from a path, an image or a uint8 array (height, width, 3).
 
+    A photograph that says how it was held (EXIF) is turned upright, as `transformers` does.
+
     Raises:
         RequestError: It is no image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise RequestError("an image array must be uint8, (height, width, 3)", f"{image.dtype} {image.shape}")
         return Image.fromarray(image)
     try:
         with Image.open(image) as opened:
-            return opened.convert("RGB")
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError as error:
         raise RequestError("there is no such image", image) from error
     except (UnidentifiedImageError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from exporter.errors import RequestError
 
 Array = np.ndarray
 _NO_LIMIT = 1_000_000
+# A tokenizer keeps what it cuts to as a setting of its own, and encoders of other threads may share it.
+_SETTINGS = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class TextEncoder:
         max_length: Longest sequence, in tokens, special ones included; longer texts are cut.
         pad_side: ``"right"`` or ``"left"``.
         truncation: ``"longest_first"`` or ``"only_second"``.
+        cut_side: ``"right"`` or ``"left"``: the end at which a text that is too long loses tokens.
         prefix: Put before every text (a sentence-transformers default prompt).
         lower_case: Texts are lower-cased first (a sentence-transformers setting).
         mask_token: The text of the mask token, if there is one.
@@ -58,6 +62,7 @@ class TextEncoder:
     pad_type_id: int = 0
     pad_side: str = "right"
     truncation: str = "longest_first"
+    cut_side: str = "right"
     prefix: str = ""
     lower_case: bool = False
     mask_token: str | None = None
@@ -84,7 +89,7 @@ class TextEncoder:
         sentence = _read(folder, "sentence_bert_config.json")
         model = _read(folder, "config.json")
         prompts = _read(folder, "config_sentence_transformers.json")
-        padding = tokenizer.padding or {}
+        padding, cutting = tokenizer.padding or {}, tokenizer.truncation or {}
         limits = (limit, settings.get("model_max_length"), sentence.get("max_seq_length"))
         known = [int(value) for value in limits if isinstance(value, int | float) and 0 < value < _NO_LIMIT]
         pad_id = _token_id(tokenizer, special.get("pad_token"), padding.get("pad_id"), model.get("pad_token_id"))
@@ -99,6 +104,7 @@ class TextEncoder:
             pad_type_id=int(padding.get("pad_type_id", settings.get("pad_token_type_id", 0)) or 0),
             pad_side=str(settings.get("padding_side") or padding.get("direction") or "right"),
             truncation=truncation,
+            cut_side=str(settings.get("truncation_side") or cutting.get("direction") or "right").lower(),
             prefix=str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "") or ""),
             lower_case=bool(sentence.get("do_lower_case", False)),
             mask_token=mask_token,
@@ -108,7 +114,9 @@ class TextEncoder:
     def save(self, folder: Path) -> Path:
         """Write ``tokenizer.json``, so that another process needs nothing but `tokenizers`."""
         path = folder / "tokenizer.json"
-        self.tokenizer.save(str(path))
+        with _SETTINGS:
+            self.tokenizer.no_truncation()
+            self.tokenizer.save(str(path))
         return path
 
     def padded(self, side: str) -> TextEncoder:
@@ -150,8 +158,9 @@ class TextEncoder:
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens per text, special ones included, nothing cut."""
-        self.tokenizer.no_truncation()
-        return [len(item.ids) for item in self.tokenizer.encode_batch([self._prepare(text) for text in texts])]
+        prepared = [self._prepare(text) for text in texts]
+        with _SETTINGS:
+            return [len(item.ids) for item in self._cut(prepared, _NO_LIMIT, False, "longest_first")]
 
     def _prepare(self, text: str) -> str:
         if not isinstance(text, str):
@@ -172,15 +181,23 @@ class TextEncoder:
         return self._pad(items, pad_to)
 
     def _tokenize(self, batch: list[Any], longest: int, pretokenized: bool, strategy: str) -> list[Any]:
-        self.tokenizer.no_truncation()
+        with _SETTINGS:
+            try:
+                return self._cut(batch, longest, pretokenized, strategy)
+            except Exception:  # the library raises bare Exception where cutting the second text is not enough
+                if strategy != "only_second":
+                    raise
+            if len(batch) == 1:
+                return self._cut(batch, longest, pretokenized, "longest_first")
+            # One by one, so that what comes of a text does not depend on the texts beside it.
+            return [self._tokenize([item], longest, pretokenized, strategy)[0] for item in batch]
+
+    def _cut(self, batch: list[Any], longest: int, pretokenized: bool, strategy: str) -> list[Any]:
         if longest < _NO_LIMIT:
-            self.tokenizer.enable_truncation(longest, strategy=strategy)
-        try:
-            items: list[Any] = self.tokenizer.encode_batch(batch, is_pretokenized=pretokenized)
-        except Exception:  # the library raises bare Exception, here where cutting the second text alone is not enough
-            if strategy != "only_second":
-                raise
-            return self._tokenize(batch, longest, pretokenized, "longest_first")
+            self.tokenizer.enable_truncation(longest, strategy=strategy, direction=self.cut_side)
+        else:
+            self.tokenizer.no_truncation()
+        items: list[Any] = self.tokenizer.encode_batch(batch, is_pretokenized=pretokenized)
         return items
 
     def _pad(self, items: list[Any], pad_to: int | None) -> Encoded:

@@ -105,6 +105,49 @@ def test_a_long_context_is_cut_and_the_question_stays(model_folder: Folders) -> 
     assert too_long["input_ids"].shape == (1, 32)
 
 
+def test_a_question_that_is_too_long_changes_nothing_for_the_rows_beside_it(model_folder: Folders) -> None:
+    encoder = load_encoder(model_folder("distilbert"), get_task("question-answering"), text_signature(32))
+    assert isinstance(encoder, TextEncoder)
+    # So long a question that cutting the longest first would cut it, and not the context alone.
+    questions = ["what is the name of the river " * 3, "question " * 60, "what is it"]
+    contexts = ["the old river " * 6, "city", "the old river"]
+    together = encoder.encode(questions, contexts)["input_ids"]
+    for row, pair in enumerate(zip(questions, contexts, strict=True)):
+        alone = encoder.encode([pair[0]], [pair[1]])["input_ids"][0]
+        np.testing.assert_array_equal(together[row][: len(alone)], alone)
+    assert (encoder.encode_with_offsets(questions, contexts).sequence_ids[0] == 0).sum() == 21
+
+
+def test_texts_are_cut_at_the_side_that_the_folder_names(model_folder: Folders, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(model_folder("bert"), tmp_path / "m"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": "left"}))
+    text = "the old river and the city " * 4
+    ours = TextEncoder.load(folder, inputs=THREE, limit=9).encode([text])
+    theirs = AutoTokenizer.from_pretrained(folder)(text, truncation=True, max_length=9)
+    assert ours["input_ids"][0].tolist() == theirs["input_ids"]
+    assert (
+        ours["input_ids"][0].tolist()
+        != TextEncoder.load(model_folder("bert"), inputs=THREE, limit=9).encode([text])["input_ids"][0].tolist()
+    )
+
+
+def test_threads_that_share_a_tokenizer_do_not_change_each_others_cut(model_folder: Folders) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    encoder = TextEncoder.load(model_folder("bert"), inputs=THREE, limit=64)
+    texts = ["man " * 60] * 8
+
+    def length(cut: int) -> int:
+        return encoder.encode(texts, pad_to=cut)["attention_mask"].sum(axis=1).max()
+
+    cuts = [8, 16, 32, 48] * 50
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(length, cuts)) == cuts
+
+
 def test_words_keep_their_numbers(model_folder: Folders) -> None:
     encoder = TextEncoder.load(model_folder("mpnet"), inputs=("input_ids", "attention_mask"), limit=64)
     found = encoder.encode_words([["the", "rivers"], ["city"]])
@@ -270,6 +313,23 @@ def test_images_come_as_files_pictures_or_arrays(model_folder: Folders, tmp_path
     np.testing.assert_array_equal(found[0], found[2])
     grey = encoder.encode([Image.fromarray(array[..., 0])])["pixel_values"]
     assert grey.shape == (1, 3, 32, 32)
+
+
+def test_a_photograph_is_turned_upright_as_transformers_does(tmp_path: Path) -> None:
+    from transformers.image_utils import load_image
+
+    from calibration.datasets import read_image
+    from exporter.encoders.image import open_image
+
+    held = Image.fromarray(picture(8, 16))
+    exif = held.getexif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    path = tmp_path / "held.png"
+    held.save(path, exif=exif)
+    expected = np.asarray(load_image(str(path)).convert("RGB"))
+    assert expected.shape == (16, 8, 3)
+    for found in (open_image(path), open_image(Image.open(path)), read_image(path), open_image(read_image(path))):
+        np.testing.assert_array_equal(np.asarray(found), expected)
 
 
 def test_files_that_are_no_images(model_folder: Folders, tmp_path: Path) -> None:
