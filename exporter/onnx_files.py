@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import NoSpaceError, RequestError
-from exporter.onnx_names import name_nodes_by_module, rename_axes, strip_metadata
+from exporter.onnx_names import name_nodes_by_module, strip_metadata
 from exporter.onnx_tensors import check_tensors, take_inside
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = [
     "has_embedded_weights",
     "load_model",
     "name_nodes_by_module",
-    "rename_axes",
     "save_model",
     "strip_metadata",
     "weight_bytes",

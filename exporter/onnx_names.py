@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,33 +22,39 @@ def strip_metadata(model: ir.Model) -> None:
     they go, the module path that the PyTorch exporter recorded names the nodes, so that a node is called
     ``encoder.layer.0.attention.self.query/MatMul`` and reports stay readable.
     """
-    import onnx_ir as ir
-
     name_nodes_by_module(model)
     _name_weights_by_node(model.graph)
     model.producer_name, model.producer_version = _PRODUCER, None
     model.domain, model.model_version, model.doc_string = None, None, None
     model.metadata_props.clear()
     model.graph.name = "main"
+    graphs = list(model.graphs())
     for function in model.functions.values():
         function.metadata_props.clear()
         function.doc_string = None
-    for graph in model.graphs():
+        graphs += [function.graph, *function.subgraphs()]
+    for graph in graphs:
         graph.metadata_props.clear()
         graph.doc_string = None
-        values = [*graph.inputs, *graph.initializers.values()]
-        for node in graph:
-            node.metadata_props.clear()
-            node.doc_string = None
-            values.extend(node.outputs)
-            for attribute in node.attributes.values():
-                attribute.doc_string = None
-        for value in values:
-            value.metadata_props.clear()
-            value.doc_string = None
-            tensor = value.const_value
-            if tensor is not None and tensor.doc_string:
-                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+        _strip([*graph.inputs, *graph.initializers.values()], graph)
+
+
+def _strip(values: Iterable[ir.Value], nodes: Iterable[ir.Node]) -> None:
+    import onnx_ir as ir
+
+    held = list(values)
+    for node in nodes:
+        node.metadata_props.clear()
+        node.doc_string = None
+        held.extend(node.outputs)
+        for attribute in node.attributes.values():
+            attribute.doc_string = None
+    for value in held:
+        value.metadata_props.clear()
+        value.doc_string = None
+        tensor = value.const_value
+        if tensor is not None and tensor.doc_string:
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def name_nodes_by_module(model: ir.Model) -> None:
@@ -72,40 +79,6 @@ def _name_weights_by_node(graph: ir.Graph) -> None:
         name = f"{scope}.weight_transposed"
         if scope and name not in graph.initializers:
             value.name = name
-
-
-def rename_axes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
-    """Give the dynamic axes of the inputs their names, in place, everywhere in the graph.
-
-    Args:
-        model: Exported with whatever symbols the exporter chose (``s18``) or none.
-        axes: Per input name, the axis index and the name that it gets, as ``{"input_ids": {0: "batch"}}``.
-    """
-    import onnx_ir as ir
-
-    renamed: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for index, name in axes.get(value.name or "", {}).items():
-            if value.shape is None or isinstance(value.shape[index], int):
-                continue
-            symbol = value.shape[index].value
-            if symbol is None:
-                value.shape[index] = ir.SymbolicDim(name)
-            else:
-                renamed[symbol] = name
-    if not renamed:
-        return
-    words = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in sorted(renamed, key=len, reverse=True)))
-    for graph in model.graphs():
-        nodes = (output for node in graph for output in node.outputs)
-        for value in {id(v): v for v in (*graph.inputs, *graph.outputs, *nodes)}.values():
-            shape = value.shape
-            if shape is None:
-                continue
-            dims = [d if isinstance(d, int) else d.value for d in shape]
-            new = [words.sub(lambda m: renamed[m.group()], d) if isinstance(d, str) else d for d in dims]
-            if new != dims:
-                value.shape = ir.Shape(new)
 
 
 def _free_name(wanted: str, taken: dict[str, int]) -> str:

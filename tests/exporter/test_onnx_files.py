@@ -17,7 +17,6 @@ from exporter.onnx_files import (
     external_data_name,
     has_embedded_weights,
     load_model,
-    rename_axes,
     save_model,
     strip_metadata,
     weight_bytes,
@@ -127,12 +126,31 @@ def test_metadata_goes_and_nodes_are_named_after_modules(path: Path, tmp_path: P
     np.testing.assert_array_equal(run(out), run(path))
 
 
-def test_axes_get_their_names_everywhere(path: Path) -> None:
-    model = load_model(path)
-    rename_axes(model, {"x": {0: "batch"}})
-    assert str(model.graph.inputs[0].shape) == "[batch,40]"
-    assert str(model.graph.outputs[0].shape) == "[batch,30]"
-    assert str(next(iter(model.graph)).outputs[0].shape) == "[batch,30]"
+def test_metadata_goes_from_functions_and_branches_too(tmp_path: Path) -> None:
+    def noisy(node: onnx.NodeProto) -> onnx.NodeProto:
+        node.doc_string = "from /home/me/model.py"
+        node.metadata_props.add(key="pkg.torch.onnx.stack_trace", value='File "/home/me/model.py"')
+        return node
+
+    def branch(name: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, [4])
+        return helper.make_graph(
+            [noisy(helper.make_node("Neg", ["a"], [name]))], name, [], [output], doc_string="/home"
+        )
+
+    inside = noisy(helper.make_node("If", ["c"], ["b"], then_branch=branch("t"), else_branch=branch("e")))
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("my", 1)]
+    graph = helper.make_graph(
+        [noisy(helper.make_node("F", ["x", "c"], ["y"], domain="my"))],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4]), helper.make_tensor_value_info("c", 9, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+    )
+    function = helper.make_function("my", "F", ["a", "c"], ["b"], [inside], opsets)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10), tmp_path / "f.onnx")
+    model = load_model(tmp_path / "f.onnx")
+    strip_metadata(model)
+    assert b"/home" not in save_model(model, tmp_path / "clean.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.5, 0.9, 0.99, 0.999])
