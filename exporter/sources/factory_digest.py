@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 from exporter.digests import file_digest
@@ -35,8 +36,9 @@ def factory_digest(spec: str, model: Any, example: Mapping[str, Any]) -> str:
 def code_files(spec: str, model: Any) -> dict[str, Path]:
     """The source files behind a factory and the modules that it made, by module name.
 
-    From the factory's own file and from those of the modules' classes, the walk goes on to whatever these files have
-    imported. Installed packages other than the factory's own are left out: a run records their versions.
+    From the factory's own file and from those of the modules' classes, the walk follows import statements, those inside
+    functions too. It reads them, for what has been imported already differs from process to process. Installed packages
+    other than the factory's own are left out: a run records their versions.
     """
     own = spec.partition(":")[0]
     pending = [own, *(base.__module__ for module in model.modules() for base in type(module).__mro__)]
@@ -47,19 +49,52 @@ def code_files(spec: str, model: Any) -> dict[str, Path]:
         if name in seen:
             continue
         seen.add(name)
-        module = sys.modules.get(name)
-        path = Path(getattr(module, "__file__", None) or "")
-        if path.suffix != ".py" or not path.is_file():
-            continue
-        if name.partition(".")[0] != own.partition(".")[0] and _is_installed(path):
+        path = _source_file(name)
+        if path is None or (name.partition(".")[0] != own.partition(".")[0] and _is_installed(path)):
             continue
         found[name] = path
-        for value in list(vars(module).values()):
-            if isinstance(value, ModuleType):
-                pending.append(value.__name__)
-            else:
-                pending.append(str((value if isinstance(value, type | FunctionType) else type(value)).__module__))
+        pending.append(name.rpartition(".")[0])
+        pending.extend(_imports(path, name, file_digest(path)))
     return found
+
+
+def _source_file(name: str) -> Path | None:
+    """The Python file of a module, found without importing anything."""
+    path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+    if path.suffix == ".py" and path.is_file():
+        return path
+    first, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(first) if first else None
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        candidates = [Path(spec.origin or "")]
+    else:
+        below = [Path(location).joinpath(*rest) for location in spec.submodule_search_locations or ()]
+        candidates = [place for base in below for place in (base / "__init__.py", base.parent / f"{base.name}.py")]
+    return next((place for place in candidates if place.suffix == ".py" and place.is_file()), None)
+
+
+@cache
+def _imports(path: Path, name: str, digest: str) -> tuple[str, ...]:
+    """What the file of module `name`, with this digest, may import: modules, and names that may be modules."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ()
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def digest_state(model: Any) -> str:

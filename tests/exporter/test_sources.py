@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter.errors import RequestError
 from exporter.sources import Source, resolve_source
+from exporter.sources.factory import call_factory
 from exporter.sources.factory_digest import digest_state
 from exporter.sources.weights import read_safetensors_header
 
@@ -426,7 +428,6 @@ def make(): return Net(), {"x": torch.zeros(2, 4)}
 """,
     "net.py": """
 import torch
-from .steps import step
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -434,7 +435,9 @@ class Net(torch.nn.Module):
         self.register_buffer("shift", torch.full((4,), 1.0), persistent=False)
         self.table = [torch.ones(4)]
         self.scale = float(open(__file__ + ".txt").read())
-    def forward(self, x): return step(self.linear(x) + self.shift + self.table[0]) * self.scale
+    def forward(self, x):
+        from .steps import step
+        return step(self.linear(x) + self.shift + self.table[0]) * self.scale
 """,
     "steps.py": "import torch\ndef step(x): return torch.relu(x)\n",
     "net.py.txt": "2.0",
@@ -453,18 +456,25 @@ class Net(torch.nn.Module):
 def test_the_digest_of_a_factory_covers_the_code_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str
 ) -> None:
-    def digest(folder: Path, changed: bool) -> str:
+    def digest(folder: Path, changed: bool, *, run: bool = False) -> str:
         (folder / "made_here").mkdir(parents=True)
         for name, text in FACTORY_PACKAGE.items():
             (folder / "made_here" / name).write_text(text.replace(old, new) if changed and name == file else text)
         with monkeypatch.context() as context:
             context.syspath_prepend(str(folder))
             found = resolve_source("made_here:make").digest
+            if run:
+                model, example = call_factory("made_here:make")
+                model(**example)
+                (folder / "made_here" / "unused.py").write_text("")
+                importlib.import_module("made_here.unused")
+                found = resolve_source("made_here:make").digest
         for name in [name for name in sys.modules if name.partition(".")[0] == "made_here"]:
             del sys.modules[name]
         return found
 
     before = digest(tmp_path / "a", False)
+    assert digest(tmp_path / "other", False, run=True) == before  # what has been imported meanwhile does not matter
     assert digest(tmp_path / "b", False) == before  # where it lies does not matter
     assert digest(tmp_path / "c", True) != before
 
