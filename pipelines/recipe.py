@@ -22,6 +22,7 @@ from pipelines.recipe_errors import Wrong, request_error
 from pipelines.recipe_file import anchor_paths, merge, parse_overrides, read_yaml
 from pipelines.recipe_sections import (
     Bool,
+    BundleName,
     Contract,
     Custom,
     Data,
@@ -61,7 +62,7 @@ class Recipe(Section):
 
     source: Name
     task: Name | None = None
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: BundleName | None = None
     revision: Name | None = None
     trust_remote_code: Bool = False
     trust: Bool = False

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from exporter.digests import file_digest
+from exporter.sources import resolve_source
 from pipelines import verify
 from pipelines.bundle import check_integrity
 from pipelines.manifest import DIGEST_KEY, MANIFEST, manifest_digest, render
@@ -170,6 +171,28 @@ def test_against_what_is_no_source(copy: Path, here: Planish, tmp_path: Path) ->
     assert "nowhere" in err
 
 
+def test_a_manifest_gives_no_trust_in_the_code_of_a_source(copy: Path, here: Planish, model_folder: Folders) -> None:
+    source = shutil.copytree(model_folder("bert"), copy.parent / "source")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ran = copy.parent / "ran"
+    (source / "theirs.py").write_text(
+        "from transformers import BertConfig as Config, BertModel as Model\n"
+        f"from pathlib import Path\nPath({str(ran)!r}).write_text('')\n",
+        encoding="utf-8",
+    )
+    digest = resolve_source(str(source), trust_remote_code=True).digest
+    reseal(copy, lambda data: (data["recipe"].update(trust_remote_code=True), data["source"].update(digest=digest)))
+    command = ["verify", copy, "--no-latency", "--against", source, "--quiet"]
+    status, _, err = here(*command)
+    assert status == 2
+    assert "--trust" in err
+    assert not ran.exists(), "the code ran"
+    here(*command, "--trust")
+    assert ran.exists()
+
+
 def test_a_resealed_bundle_with_another_model_fails_parity(copy: Path, here: Planish) -> None:
     """Digests that fit prove nothing about the model: the golden samples do."""
     import onnx
@@ -203,9 +226,10 @@ def test_a_resealed_bundle_with_a_broken_graph_fails(copy: Path, here: Planish) 
     assert "Traceback" not in err
 
 
-def reseal(folder: Path) -> None:
+def reseal(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda data: None) -> None:
     """Write the manifest anew for the files as they are, as somebody who can run Planish could."""
     data = manifest(folder)
+    change(data)
     for name in data["files"]:
         data["files"][name] = {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size}
     data[DIGEST_KEY] = manifest_digest(data)
