@@ -143,12 +143,19 @@ def check_out(
         return "up-to-date"
     if not overwrite:
         raise RequestError(f"the output folder holds {changed}", out, "Choose another --out, or add --overwrite")
+    _refuse_to_delete(out)
+    return "replace"
+
+
+def _refuse_to_delete(out: Path) -> None:
+    """Refuse to replace a folder in which files lie that its manifest does not list."""
     if others := unlisted(out):
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise RequestError(
-            "overwriting would delete files that are not the bundle's", f"{out}: {shown}", "Move them away first"
+            "overwriting would delete files that are not known to be the bundle's",
+            f"{out}: {shown}",
+            "Move them away first, or choose another --out",
         )
-    return "replace"
 
 
 def _why_not_the_same(out: Path, source_digest: str, recipe_digest: str) -> str | None:
@@ -235,14 +242,20 @@ def _publish(folder: Path, out: Path, replace: bool) -> None:
         os.rename(folder, out)
     elif not replace:
         raise RequestError("the output folder appeared during the run", out, "Choose another --out")
-    elif not exchange(folder, out):
+    else:
+        _swap(folder, out)
+    sync_folder(out.parent)
+
+
+def _swap(folder: Path, out: Path) -> None:
+    _refuse_to_delete(out)  # a run takes minutes: somebody may have put something there meanwhile
+    if not exchange(folder, out):
         # No swap in one step here: for a moment there is no bundle, and the next `check_out` puts the old one back
         # if that is when the process ends.
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.planish-old-", dir=out.parent))
         os.rename(out, aside / out.name)
         os.rename(folder, out)
         remove_tree(aside)
-    sync_folder(out.parent)
 
 
 def _leftovers(out: Path, kind: str = "(?:old-)?") -> list[Path]:
