@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from pipelines.artifacts import Artifacts, build_engine, make_artifacts
 from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
 from pipelines.cache import Cache, default_root
 from pipelines.digests import path_digest
-from pipelines.judging import Bench, Judged, add_timings, locate
+from pipelines.judging import BUSY, Bench, Judged, add_timings, locate
 from pipelines.plan import candidates, ingredients, original_key
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe, recipe_digest, usable_cores
@@ -43,7 +45,7 @@ def run(
     Args:
         recipe: What to do.
         out: Where the bundle goes (default: ``bundles/<name>``).
-        overwrite: Replace a bundle of another source or recipe.
+        overwrite: Replace a bundle of another source or recipe, or one that was timed on a busy machine.
         use_cache: Read and keep stages.
         progress: Tells how it goes (default: nothing).
 
@@ -65,6 +67,8 @@ def run(
     resolved = recipe.resolved()  # once: it reads the data for their digest
     digest = recipe_digest(resolved)
     state = check_out(folder, source.digest, digest, overwrite)
+    if state == "up-to-date" and overwrite and _timed_while_busy(folder):
+        state = "replace"  # the same again, but for its timings
     if state == "up-to-date":
         progress.say(f"{folder} is up to date")
         return read_bundle(folder)
@@ -76,11 +80,18 @@ def run(
         try:
             return _write(results, folder, replace=state == "replace")
         except RequestError:
-            # Another run may have written the same bundle there meanwhile.
-            if check_out(folder, source.digest, digest, overwrite=False) != "up-to-date":
-                raise
-            progress.say(f"{folder} was written by another run of the same")
-            return read_bundle(folder)
+            with suppress(RequestError):  # that of the first try says what is wrong
+                # Another run may have written the same bundle there meanwhile.
+                if check_out(folder, source.digest, digest, overwrite=False) == "up-to-date":
+                    progress.say(f"{folder} was written by another run of the same")
+                    return read_bundle(folder)
+            raise
+
+
+def _timed_while_busy(folder: Path) -> bool:
+    """Whether other programs kept the machine so busy that a bundle's timings tell nothing."""
+    race = json.loads((folder / "evidence" / "latency.json").read_text(encoding="utf-8"))
+    return (race.get("busy_elsewhere") or 0.0) > BUSY
 
 
 def outcome(bundle: Bundle) -> GateError | None:
@@ -110,7 +121,7 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
         for judged in variants:
             if judged.artifact is not None and not judged.candidate.skip:
                 judged.executed = {}
-        return bench.race(variants, bench.recorded.record["points"])
+        return bench.race(variants, bench.recorded.record["points"], anew=True)
 
 
 def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:
