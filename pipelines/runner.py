@@ -64,6 +64,7 @@ def run(
     recipe = recipe.model_copy(update={"task": task.name, "name": recipe.name or source.name})
     name = str(recipe.name)
     folder = Path("bundles") / name if out is None else Path(out)
+    _refuse_bad_metric(recipe, source)
     resolved = recipe.resolved()  # once: it reads the data for their digest
     digest = recipe_digest(resolved)
     state = check_out(folder, source.digest, digest, overwrite)
@@ -213,6 +214,17 @@ def _refuse_bad_data(recipe: Recipe) -> None:
         load_task_dataset(
             str(recipe.task), asked.evaluation, columns=asked.columns, limit=asked.limit, split=asked.split
         )
+
+
+def _refuse_bad_metric(recipe: Recipe, source: Source) -> None:
+    """Look at the metric before anything heavy starts."""
+    if recipe.quality.metric is None:
+        return
+    from exporter.preprocess import read_labels
+    from pipelines.verification.metrics import check_metric
+
+    labels = {} if source.files_folder is None else read_labels(source.files_folder)
+    check_metric(recipe.quality.metric, str(recipe.task), labels)
 
 
 def _log(name: str) -> Path:

@@ -10,7 +10,7 @@ from exporter.artifact import InputContract, Signature
 from pipelines.opening import open_variant
 from pipelines.processes import report_progress
 from pipelines.stages import files
-from pipelines.stages.data import BATCH_SIZE, open_data, open_encoder, open_labels
+from pipelines.stages.data import BATCH_SIZE, open_data, open_encoder, open_labels, open_problem
 from pipelines.verification.envelope import Case
 
 if TYPE_CHECKING:
@@ -113,7 +113,18 @@ def check_quality(
     theirs = files.read_predictions(recorded / files.PREDICTIONS)
     files.write_predictions(folder / files.PREDICTIONS, mine)
     labels = open_labels(original)
-    return judge_predictions(task, theirs, mine, rows, batches, data.labelled, labels, settings, int(arguments["seed"]))
+    return judge_predictions(
+        task,
+        theirs,
+        mine,
+        rows,
+        batches,
+        data.labelled,
+        labels,
+        settings,
+        int(arguments["seed"]),
+        problem=open_problem(original),
+    )
 
 
 def judge_predictions(
@@ -126,16 +137,23 @@ def judge_predictions(
     labels: Mapping[int, str],
     settings: Mapping[str, Any],
     seed: int,
+    *,
+    problem: str = "",
 ) -> dict[str, Any]:
-    """Judge a variant's predictions against the original's on the same rows (see `check_quality`)."""
+    """Judge a variant's predictions against the original's on the same rows (see `check_quality`).
+
+    `problem` is the ``problem_type`` of the model's configuration.
+    """
     from exporter.tasks import get_task
     from pipelines.verification.agreement import agreement, judge_agreement
     from pipelines.verification.metrics import get_metric
-    from pipelines.verification.predict import metric_arguments
+    from pipelines.verification.predict import WITHOUT_METRIC, metric_arguments
     from pipelines.verification.quality import judge_quality, paired_bootstrap
 
-    measures = agreement(task, theirs, mine)
+    measures = agreement(task, theirs, mine, problem=problem)
     name = settings["metric"] or get_task(task).metric
+    if labelled and problem in WITHOUT_METRIC:
+        return judge_agreement(measures, len(rows), f"(their labels are not used: no metric takes {problem})")
     if not labelled or name is None:
         return judge_agreement(measures, len(rows))
     mine_scored, truths = metric_arguments(task, mine, rows, batches=batches, labels=labels)

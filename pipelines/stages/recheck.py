@@ -74,6 +74,7 @@ def source_again(arguments: dict[str, Any]) -> dict[str, Any]:
 def _quality(session: Session, bundle: Bundle, folder: Path) -> dict[str, Any]:
     from exporter.preprocess import load_encoder, read_labels
     from exporter.tasks import get_task
+    from pipelines.postprocess import problem_type
     from pipelines.verification.encode import EncodedBatch, encode_rows
     from pipelines.verification.predict import run_predictions
 
@@ -94,4 +95,7 @@ def _quality(session: Session, bundle: Bundle, folder: Path) -> dict[str, Any]:
     theirs = files.read_predictions(folder / files.PREDICTIONS)
     mine = run_predictions(task, batches, session.run)
     settings = recipe["quality"]
-    return judge_predictions(task, theirs, mine, rows, batches, labelled, labels, settings, int(recipe["seed"]))
+    problem = problem_type(bundle.path)
+    return judge_predictions(
+        task, theirs, mine, rows, batches, labelled, labels, settings, int(recipe["seed"]), problem=problem
+    )
