@@ -235,6 +235,8 @@ def _physical_cores() -> int | None:
 def cpu_quota() -> float | None:
     """Processors' worth of time that a container allows, or ``None`` where it sets no limit."""
     limit, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if not limit:  # control groups of the first version
+        limit, period = (_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
     return int(limit) / int(period) if limit.isdigit() and period.isdigit() else None
 
 

@@ -7,6 +7,7 @@ would be right. Importing this module stays cheap: no model library is needed to
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from exporter.artifact import PRECISIONS
 from exporter.errors import RequestError
+from exporter.hardware import affinity, cpu_quota
 from pipelines.digests import json_digest, path_digest
 from pipelines.recipe_errors import Wrong, request_error
 from pipelines.recipe_file import anchor_paths, merge, parse_overrides, read_yaml
@@ -198,8 +200,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may run on, as many as its container gives it time of.
+
+    More threads than that are stopped together, in the midst of their work, until the container's next period.
+    """
+    allowed, quota = len(affinity()), cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 def _offered(variant: Any, targets: Iterable[Any], precisions: Iterable[Any]) -> bool:
