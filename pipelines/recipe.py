@@ -182,8 +182,14 @@ def recipe_digest(resolved: Mapping[str, Any]) -> str:
     """SHA-256 of what a resolved recipe asks for, wherever source and data lie: those have digests of their own."""
     data = {key: value for key, value in resolved.items() if key != "source"}
     if (section := data.get("data")) and section.get("sha256"):
-        data["data"] = {key: value for key, value in section.items() if key != "evaluation"}
+        kept = {key: value for key, value in section.items() if key != "evaluation"}
+        data["data"] = kept | {"format": data_format(str(section.get("evaluation")))}
     return json_digest(data)
+
+
+def data_format(name: str) -> str:
+    """By which a data file is read: the same bytes are other rows as ``.csv`` than as ``.txt``."""
+    return Path(name).suffix.lower()
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,9 @@ from pipelines.digests import path_digest
 from pipelines.judging import BUSY, Bench, Judged, add_timings, locate
 from pipelines.plan import candidates, ingredients, original_key
 from pipelines.progress import Progress
-from pipelines.recipe import Recipe, recipe_digest, usable_cores
+from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
 from pipelines.trust import remember_engine
-from pipelines.workshop import TORCH, Workshop
+from pipelines.workshop import TORCH, Made, Workshop
 
 if TYPE_CHECKING:
     from exporter.sources import Source
@@ -176,16 +178,19 @@ def _make(
         inputs={"original": identity, "data": data_id, **asked},
         packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
     )
+    recorded = _named_now(recorded, data)
     artifacts = make_artifacts(shop, original, identity, recorded, ingredients(planned), recipe.export)
     for candidate in planned:
         if not candidate.portable and not candidate.skip and candidate.ingredient in artifacts.ready:
             try:
                 build_engine(shop, artifacts, candidate)
-                remember_engine(artifacts.engines[candidate.variant.id]["digest"])
             except PlanishError as error:
                 if error.exit_status == 130 or isinstance(error, NoSpaceError):
                     raise
                 artifacts.errors[candidate.variant.id] = error
+                continue
+            # Where it cannot be remembered the engine is as good as none, and it is not the engine that is wrong.
+            remember_engine(artifacts.engines[candidate.variant.id]["digest"])
     return Bench(shop, recipe, original, recorded, data), artifacts, [locate(c, artifacts) for c in planned]
 
 
@@ -199,7 +204,15 @@ def _data(recipe: Recipe, digest: str | None) -> tuple[dict[str, Any], dict[str,
         built_in = Path(calibration.__path__[0]) / "data"
         return {"path": None, **common}, {"built-in": path_digest(built_in), **common}
     path = Path(asked.evaluation)
-    return {"path": str(path), **common}, {"sha256": digest, **common}
+    return {"path": str(path), **common}, {"sha256": digest, "format": data_format(path.name), **common}
+
+
+def _named_now(recorded: Made, data: Mapping[str, Any]) -> Made:
+    """The record with the name that the data have in this run: an earlier one may have read them under another."""
+    if data["path"] is None:
+        return recorded
+    origin = Path(data["path"], data["split"] or "").name
+    return replace(recorded, record={**recorded.record, "data": {**recorded.record["data"], "origin": origin}})
 
 
 def _refuse_bad_data(recipe: Recipe) -> None:

@@ -259,6 +259,16 @@ def test_digest_says_what_is_asked_not_where_it_lies(tmp_path: Path) -> None:
     assert recipe("a").digest() != before
 
 
+def test_the_same_bytes_read_as_another_format_are_other_data(tmp_path: Path) -> None:
+    found = {}
+    for suffix in ("csv", "txt", "CSV"):
+        path = tmp_path / f"rows.{suffix}"
+        path.write_text("text\nhello\n")
+        found[suffix] = Recipe(source="a:b", data={"evaluation": str(path)}).digest()
+    assert found["csv"] != found["txt"]
+    assert found["csv"] == found["CSV"]
+
+
 def test_evaluation_data_must_exist_and_have_the_stated_digest(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no such file or folder.*gone\.csv"):
         Recipe(source="a", data={"evaluation": str(tmp_path / "gone.csv")}).resolved()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.errors import RequestError
+from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets import get_target
 from pipelines import Recipe, load, run
 from pipelines.bundle import Bundle, check_integrity, read_bundle
@@ -363,6 +363,29 @@ def test_from_python(
         run(recipe.model_copy(update={"seed": 1}), out=tmp_path / "out")
 
 
+def test_an_engine_that_cannot_be_remembered_is_no_failed_variant(
+    classifier: Path,
+    cache: Path,
+    model_folder: Folders,
+    labelled_texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PLANISH_CACHE", str(cache))
+    targets = "targets=[onnxruntime-cpu, inductor-cpu]"
+    recipe = Recipe.from_source(
+        str(model_folder("bert-classifier")), overrides=[*SMALL, targets, f"data.evaluation={labelled_texts}"]
+    )
+
+    def refuse(digest: str) -> None:
+        """As `remember_engine` does in a folder of somebody else."""
+        raise EnvironmentLackError("the engines cannot be remembered", digest, "Set PLANISH_CACHE")
+
+    monkeypatch.setattr("pipelines.runner.remember_engine", refuse)
+    with pytest.raises(EnvironmentLackError, match="cannot be remembered"):
+        run(recipe, out=tmp_path / "out")
+
+
 def test_a_recipe_file(bundle: Path, here: Planish, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
     shutil.copytree(model_folder("bert"), tmp_path / "model")
     shutil.copy(texts, tmp_path / "rows.jsonl")
@@ -377,3 +400,4 @@ def test_a_recipe_file(bundle: Path, here: Planish, model_folder: Folders, texts
     # the same model and rows, wherever they lie
     assert all(stage["cached"] for stage in json.loads(out)["timeline"] if stage["stage"] != "race")
     assert manifest(tmp_path / "out")["recipe"]["data"]["evaluation"] == "rows.jsonl"
+    assert json.loads(out)["data"]["evaluation"]["origin"] == "rows.jsonl"  # and named as they are called now
