@@ -101,6 +101,7 @@ def check_quality(
     Leaves the variant's predictions under `folder`.
     """
     from pipelines.verification.encode import encode_rows
+    from pipelines.verification.judgement import RULES
     from pipelines.verification.predict import run_predictions
 
     original, settings = arguments["original"], arguments["settings"]
@@ -124,6 +125,8 @@ def check_quality(
         settings,
         int(arguments["seed"]),
         problem=open_problem(original),
+        # Where parity judges, it shows that both compute the same but for rounding: few rows tell no less than many.
+        exact=RULES[arguments["precision"]].multiple is None,
     )
 
 
@@ -139,19 +142,36 @@ def judge_predictions(
     seed: int,
     *,
     problem: str = "",
+    exact: bool = False,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Judge a variant's predictions against the original's on the same rows (see `check_quality`).
 
-    `problem` is the ``problem_type`` of the model's configuration.
+    Args:
+        task: Name of the task.
+        theirs: The original's predictions.
+        mine: The variant's.
+        rows: The data.
+        batches: The same, encoded.
+        labelled: `rows` carry labels.
+        labels: The model's class names.
+        settings: Of quality, as the recipe has them.
+        seed: Of the bootstrap.
+        problem: The ``problem_type`` of the model's configuration.
+        exact: See `paired_bootstrap`.
+        again: The rows are a bundle's sample (`pipelines.verification.again`).
     """
     from exporter.tasks import get_task
+    from pipelines.verification.again import judge_agreement_again, judge_quality_again
     from pipelines.verification.agreement import agreement, judge_agreement
     from pipelines.verification.metrics import get_metric
     from pipelines.verification.predict import WITHOUT_METRIC, metric_arguments
     from pipelines.verification.quality import judge_quality, paired_bootstrap
 
-    measures = agreement(task, theirs, mine, problem=problem)
     name = settings["metric"] or get_task(task).metric
+    if again and (not labelled or name is None or problem in WITHOUT_METRIC):
+        return judge_agreement_again(task, theirs, mine, len(rows), problem=problem, seed=seed)
+    measures = agreement(task, theirs, mine, problem=problem)
     if labelled and problem in WITHOUT_METRIC:
         return judge_agreement(measures, len(rows), f"(their labels are not used: no metric takes {problem})")
     if not labelled or name is None:
@@ -159,8 +179,15 @@ def judge_predictions(
     mine_scored, truths = metric_arguments(task, mine, rows, batches=batches, labels=labels)
     theirs_scored, _ = metric_arguments(task, theirs, rows, batches=batches, labels=labels)
     found = paired_bootstrap(
-        get_metric(name), theirs_scored, mine_scored, truths, resamples=int(settings["bootstrap"]), seed=seed
+        get_metric(name),
+        theirs_scored,
+        mine_scored,
+        truths,
+        resamples=int(settings["bootstrap"]),
+        seed=seed,
+        exact=exact,
     )
-    verdict = judge_quality(found, settings["max_drop"], settings["max_drop_worst"])
+    judge = judge_quality_again if again else judge_quality
+    verdict = judge(found, settings["max_drop"], settings["max_drop_worst"])
     told = [{"name": m.name, "value": m.value, "threshold": None, "verdict": "informs"} for m in measures]
     return {**verdict, "measures": told}

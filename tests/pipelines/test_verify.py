@@ -18,7 +18,7 @@ from pipelines import verify
 from pipelines.bundle import check_integrity
 from pipelines.manifest import DIGEST_KEY, MANIFEST, manifest_digest, render
 from tests.models import make_model
-from tests.pipelines.jobs import digests, manifest, planish
+from tests.pipelines.jobs import digests, manifest, planish, settings
 
 pytestmark = pytest.mark.slow
 ORT = "onnxruntime-cpu-fp32"
@@ -224,6 +224,26 @@ def test_a_resealed_bundle_with_a_broken_graph_fails(copy: Path, here: Planish) 
     assert status == 1
     assert "failed" in out
     assert "Traceback" not in err
+
+
+def test_labelled_pictures_are_judged_by_their_labels(
+    here: Planish, model_folder: Folders, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setenv("PLANISH_CACHE", str(cache))
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "label": ["bad", "fair", "good"][i % 3]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = [*settings("latency.points=['1']"), "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "out"]
+    status, _, err = here("export", model_folder("vit"), *asked, "--quiet")
+    assert status == 0, err
+    found = verify(tmp_path / "out", latency=False)
+    quality = found.variants[ORT]["gates"]["quality"]
+    assert (found.ok, quality["verdict"], quality["metric"], quality["samples"]) == (True, "passed", "top-1", 32)
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda data: None) -> None:
