@@ -247,7 +247,7 @@ def _log(name: str) -> Path:
 
 
 def _write(results: assemble.Results, folder: Path, *, replace: bool) -> Bundle:
-    from pipelines.report import render_html
+    from pipelines.report import render_html, render_json
 
     selected = assemble.selection(results)
     contents, owned = assemble.bundle_files(results, selected)
@@ -255,6 +255,6 @@ def _write(results: assemble.Results, folder: Path, *, replace: bool) -> Bundle:
     contents.update(assemble.evidence(results))
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
     document = assemble.report(results, written, sizes)
-    contents["report.json"] = assemble.to_json(document)
-    contents["report.html"] = render_html(document).encode()
+    contents["report.json"] = render_json(document)
+    contents["report.html"] = render_html(document).encode("utf-8", errors="replace")
     return write_bundle(contents, written, folder, replace=replace)

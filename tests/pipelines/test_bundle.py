@@ -17,9 +17,10 @@ import pytest
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
 from exporter.errors import EnvironmentLackError, InternalError, RequestError
 from pipelines import bundle as subject
-from pipelines.bundle import check_integrity, check_out, files_under, read_bundle, write_bundle
+from pipelines.bundle import check_integrity, check_out, read_bundle, write_bundle
 from pipelines.manifest import InputContractEntry, Manifest, manifest_digest, parse_manifest, render
 from pipelines.recipe import Recipe
+from tests.pipelines.jobs import files_under
 
 SOURCE = "sha256:" + "1" * 64
 RECIPE = Recipe(source="a:b", threads=2)
