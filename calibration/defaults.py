@@ -30,7 +30,7 @@ def default_questions() -> Dataset:
     """Questions on short paragraphs with their answers; roles ``question``, ``context``, ``answers``, ``id``."""
 
     def rows() -> Iterator[Row]:
-        for number, line in enumerate(_read("questions.jsonl").splitlines()):
+        for number, line in enumerate(_read("questions.jsonl").strip("\n").split("\n")):
             entry = json.loads(line)
             for position, (question, answer) in enumerate(entry["questions"]):
                 yield {
@@ -118,7 +118,7 @@ def _read(name: str) -> str:
 
 
 def _sentences() -> list[str]:
-    return [line for line in _read("sentences.txt").splitlines() if line]
+    return [line for line in _read("sentences.txt").split("\n") if line]
 
 
 def _picture(rng: np.random.Generator, size: int) -> np.ndarray:

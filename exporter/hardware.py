@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 import re
@@ -36,7 +37,7 @@ def probe() -> dict[str, Any]:
             "cores": _physical_cores(),
             "threads": os.cpu_count() or 1,
             "affinity": affinity(),
-            "quota": _cpu_quota(),
+            "quota": cpu_quota(),
             "features": cpu_features(),
         },
         "memory_bytes": memory_bytes(),
@@ -63,6 +64,23 @@ def fingerprint() -> dict[str, Any]:
         "cpu_features": cpu_features(),
         "torch": torch_version,
         "compiler": compiler_version(),
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """What durations measured here depend on beside `fingerprint`: with any of it they would be others.
+
+    Returns:
+        ``cpu`` (model), ``affinity``, ``quota``, ``memory_bytes`` and ``machine``: a digest of the system's own id of
+        this machine (empty where it has none), which is not to be told itself.
+    """
+    name = _read("/etc/machine-id").strip()
+    return {
+        "cpu": cpu_model(),
+        "affinity": affinity(),
+        "quota": cpu_quota(),
+        "memory_bytes": memory_bytes(),
+        "machine": hashlib.sha256(f"planish {name}".encode()).hexdigest() if name else "",
     }
 
 
@@ -214,8 +232,11 @@ def _physical_cores() -> int | None:
     return len(pairs) or None
 
 
-def _cpu_quota() -> float | None:
+def cpu_quota() -> float | None:
+    """Processors' worth of time that a container allows, or ``None`` where it sets no limit."""
     limit, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if not limit:  # control groups of the first version
+        limit, period = (_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
     return int(limit) / int(period) if limit.isdigit() and period.isdigit() else None
 
 

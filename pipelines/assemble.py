@@ -16,7 +16,7 @@ from exporter.sources import Source
 from pipelines.artifacts import FUSED, Artifacts
 from pipelines.baselines import EAGER, label
 from pipelines.cache_entry import package_version
-from pipelines.judging import Judged
+from pipelines.judging import BUSY, Judged
 from pipelines.manifest import InputContractEntry, Manifest, PointEntry, SourceEntry, VariantEntry
 from pipelines.plan import PORTABLE_FILES
 from pipelines.select import Candidate as Selectable
@@ -279,10 +279,6 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
     }
 
 
-BUSY = 0.25
-"""Share of the processors' time that other programs took, from which on the verdict tells no figures."""
-
-
 def sentence(written: Manifest, race: Mapping[str, Any]) -> str:
     """The verdict in a sentence; without figures where other programs kept the machine busy while it was timed.
 
@@ -302,7 +298,7 @@ def sentence(written: Manifest, race: Mapping[str, Any]) -> str:
         # Programs that take turns on the processors can hold one session up a thousand times longer than another.
         return (
             f"{passed}. How fast it is was not to be seen: other programs took {busy:.0%} of the processors while it "
-            "was timed. Time it again on an idle machine"
+            "was timed. Time it again on an idle machine, with --overwrite"
         )
     points = [(label, p.speedup) for label, p in variant.points.items() if p.speedup is not None]
     if not points:

@@ -14,14 +14,13 @@ from typing import Literal
 from exporter.artifact import Artifact, InputContract, Signature
 from exporter.digests import file_digest
 from exporter.errors import InternalError, RequestError
-from pipelines.digests import walk_files
 from pipelines.disk import copy_file, disk_errors, exchange, remove_tree, sync_folder, write_durably
 from pipelines.integrity import Difference, check_integrity, unlisted
 from pipelines.locks import FileLock
 from pipelines.manifest import MANIFEST, FileEntry, Manifest, VariantEntry, is_safe_name, parse_manifest, render, sealed
 from pipelines.recipe import recipe_digest as digest_of_recipe
 
-__all__ = ["Bundle", "Difference", "check_integrity", "check_out", "files_under", "read_bundle", "write_bundle"]
+__all__ = ["Bundle", "Difference", "check_integrity", "check_out", "read_bundle", "write_bundle"]
 
 OVERALL = "overall"
 _FORMATS = {".onnx": "onnx", ".pt2": "aoti"}
@@ -143,12 +142,19 @@ def check_out(
         return "up-to-date"
     if not overwrite:
         raise RequestError(f"the output folder holds {changed}", out, "Choose another --out, or add --overwrite")
+    _refuse_to_delete(out)
+    return "replace"
+
+
+def _refuse_to_delete(out: Path) -> None:
+    """Refuse to replace a folder in which files lie that its manifest does not list."""
     if others := unlisted(out):
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise RequestError(
-            "overwriting would delete files that are not the bundle's", f"{out}: {shown}", "Move them away first"
+            "overwriting would delete files that are not known to be the bundle's",
+            f"{out}: {shown}",
+            "Move them away first, or choose another --out",
         )
-    return "replace"
 
 
 def _why_not_the_same(out: Path, source_digest: str, recipe_digest: str) -> str | None:
@@ -164,11 +170,6 @@ def _why_not_the_same(out: Path, source_digest: str, recipe_digest: str) -> str 
     return f"a bundle that was changed ({differences[0]})" if differences else None
 
 
-def files_under(folder: Path, prefix: str = "") -> dict[str, Path]:
-    """Every file under `folder` by its name in the bundle, as `write_bundle` takes them."""
-    return {prefix + path.relative_to(folder).as_posix(): path for path in walk_files(folder)}
-
-
 def write_bundle(files: Mapping[str, Path | bytes], manifest: Manifest, out: Path, *, replace: bool = False) -> Bundle:
     """Write a bundle: assembled in a hidden folder beside `out`, manifest last, and moved there in one step.
 
@@ -176,8 +177,7 @@ def write_bundle(files: Mapping[str, Path | bytes], manifest: Manifest, out: Pat
     `replace` is set and a bundle is there, the two are swapped, so that at every moment one of them is in place.
 
     Args:
-        files: Name in the bundle (with ``/``) to the file to copy or to the content. A folder is given by
-            `files_under`.
+        files: Name in the bundle (with ``/``) to the file to copy or to the content.
         manifest: Its ``files`` and ``manifest_sha256`` are filled in here.
         out: The bundle's folder.
         replace: A bundle there may be replaced (what `check_out` said).
@@ -235,14 +235,20 @@ def _publish(folder: Path, out: Path, replace: bool) -> None:
         os.rename(folder, out)
     elif not replace:
         raise RequestError("the output folder appeared during the run", out, "Choose another --out")
-    elif not exchange(folder, out):
+    else:
+        _swap(folder, out)
+    sync_folder(out.parent)
+
+
+def _swap(folder: Path, out: Path) -> None:
+    _refuse_to_delete(out)  # a run takes minutes: somebody may have put something there meanwhile
+    if not exchange(folder, out):
         # No swap in one step here: for a moment there is no bundle, and the next `check_out` puts the old one back
         # if that is when the process ends.
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.planish-old-", dir=out.parent))
         os.rename(out, aside / out.name)
         os.rename(folder, out)
         remove_tree(aside)
-    sync_folder(out.parent)
 
 
 def _leftovers(out: Path, kind: str = "(?:old-)?") -> list[Path]:

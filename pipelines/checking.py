@@ -83,12 +83,13 @@ def verify(
         bundle: Its folder.
         against: Compare with this source too.
         latency: Measure latency too, against the bundle's own FP32 ONNX.
-        trust: Open engines that this user's cache did not build. They are native code.
+        trust: Open engines that this user's cache did not build, which are native code, and run the Python code that
+            the source brings where the bundle's recipe did.
         budget_s: Seconds to measure for.
         progress: Tells how it goes.
 
     Raises:
-        RequestError: It is no bundle, or the source is wrong.
+        RequestError: It is no bundle, or the source is wrong or brings code and is not trusted.
     """
     folder = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
     progress = progress or Progress(quiet=True)
@@ -103,6 +104,8 @@ def verify(
     if differences:
         return Verification(folder, differences)
     opened = read_bundle(folder)
+    if against is not None:
+        _refuse_code(opened, against, trust)
     log = _log(opened)
     threads = usable_cores()
     digests = trusted_digests(opened, trust)
@@ -214,9 +217,19 @@ def _refusal(engine: Path, digests: frozenset[str]) -> str:
     return ""
 
 
+def _refuse_code(bundle: Bundle, spec: str, trust: bool) -> None:
+    """A manifest proves no origin: that it claims its maker's trust in the source's code gives it nobody else's."""
+    if bundle.manifest.recipe.get("trust_remote_code") and not trust:
+        raise RequestError(
+            "the bundle was made with Python code that its source brings, and comparing would run it",
+            spec,
+            "Read the code, then add --trust",
+        )
+
+
 def _source(bundle: Bundle, spec: str, trust: bool, log: Path, progress: Progress) -> dict[str, Any]:
     recipe = bundle.manifest.recipe
-    remote = bool(recipe.get("trust_remote_code"))
+    remote = trust and bool(recipe.get("trust_remote_code"))
     source = resolve_source(spec, revision=recipe.get("revision"), trust=trust, trust_remote_code=remote)
     if source.digest != bundle.manifest.source.digest:
         reason = f"{spec} has digest {source.digest}, the bundle was made from {bundle.manifest.source.digest}"

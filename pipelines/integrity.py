@@ -65,11 +65,11 @@ def check_integrity(folder: Path) -> list[Difference]:
 
 
 def unlisted(folder: Path) -> list[str]:
-    """Files in a bundle's folder that are not the bundle's (none can be told where the manifest is broken)."""
+    """Files in a bundle's folder that no manifest says are the bundle's: all of them where it cannot be read."""
     data, _ = _manifest(folder)
     files = data.get("files") if data else None
     if not isinstance(files, dict):
-        return []
+        files = {}
     names = (path.relative_to(folder).as_posix() for path in walk_files(folder))
     return [name for name in names if name not in files and name != MANIFEST]
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from exporter.artifact import InputContract, Signature, Variant
 from exporter.errors import RequestError
 from pipelines.digests import json_digest
+from pipelines.recipe_sections import BundleName
 
 MANIFEST = "planish.json"
 SCHEMA_VERSION = 1
@@ -152,7 +153,7 @@ class Manifest(_Closed):
 
     schema_version: Literal[1] = 1
     planish_version: str
-    name: str
+    name: BundleName
     task: str
     created: str
     source: SourceEntry

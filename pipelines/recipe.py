@@ -7,6 +7,7 @@ would be right. Importing this module stays cheap: no model library is needed to
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,11 +18,13 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from exporter.artifact import PRECISIONS
 from exporter.errors import RequestError
+from exporter.hardware import affinity, cpu_quota
 from pipelines.digests import json_digest, path_digest
 from pipelines.recipe_errors import Wrong, request_error
 from pipelines.recipe_file import anchor_paths, merge, parse_overrides, read_yaml
 from pipelines.recipe_sections import (
     Bool,
+    BundleName,
     Contract,
     Custom,
     Data,
@@ -61,7 +64,7 @@ class Recipe(Section):
 
     source: Name
     task: Name | None = None
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: BundleName | None = None
     revision: Name | None = None
     trust_remote_code: Bool = False
     trust: Bool = False
@@ -179,8 +182,14 @@ def recipe_digest(resolved: Mapping[str, Any]) -> str:
     """SHA-256 of what a resolved recipe asks for, wherever source and data lie: those have digests of their own."""
     data = {key: value for key, value in resolved.items() if key != "source"}
     if (section := data.get("data")) and section.get("sha256"):
-        data["data"] = {key: value for key, value in section.items() if key != "evaluation"}
+        kept = {key: value for key, value in section.items() if key != "evaluation"}
+        data["data"] = kept | {"format": data_format(str(section.get("evaluation")))}
     return json_digest(data)
+
+
+def data_format(name: str) -> str:
+    """By which a data file is read: the same bytes are other rows as ``.csv`` than as ``.txt``."""
+    return Path(name).suffix.lower()
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -197,8 +206,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may run on, as many as its container gives it time of.
+
+    More threads than that are stopped together, in the midst of their work, until the container's next period.
+    """
+    allowed, quota = len(affinity()), cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 def _offered(variant: Any, targets: Iterable[Any], precisions: Iterable[Any]) -> bool:

@@ -26,6 +26,8 @@ Float = Annotated[float, Strict()]
 Bool = Annotated[bool, Strict()]
 Count = Annotated[Int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
+# A name of a folder or a log, and never a way to one elsewhere.
+BundleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Point = Annotated[str, Field(min_length=1)]
 Column = Annotated[
     Name,

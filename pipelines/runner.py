@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +19,12 @@ from pipelines.artifacts import Artifacts, build_engine, make_artifacts
 from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
 from pipelines.cache import Cache, default_root
 from pipelines.digests import path_digest
-from pipelines.judging import Bench, Judged, add_timings, locate
+from pipelines.judging import BUSY, Bench, Judged, add_timings, locate
 from pipelines.plan import candidates, ingredients, original_key
 from pipelines.progress import Progress
-from pipelines.recipe import Recipe, recipe_digest, usable_cores
+from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
 from pipelines.trust import remember_engine
-from pipelines.workshop import TORCH, Workshop
+from pipelines.workshop import TORCH, Made, Workshop
 
 if TYPE_CHECKING:
     from exporter.sources import Source
@@ -43,7 +47,7 @@ def run(
     Args:
         recipe: What to do.
         out: Where the bundle goes (default: ``bundles/<name>``).
-        overwrite: Replace a bundle of another source or recipe.
+        overwrite: Replace a bundle of another source or recipe, or one that was timed on a busy machine.
         use_cache: Read and keep stages.
         progress: Tells how it goes (default: nothing).
 
@@ -62,9 +66,12 @@ def run(
     recipe = recipe.model_copy(update={"task": task.name, "name": recipe.name or source.name})
     name = str(recipe.name)
     folder = Path("bundles") / name if out is None else Path(out)
+    _refuse_bad_metric(recipe, source)
     resolved = recipe.resolved()  # once: it reads the data for their digest
     digest = recipe_digest(resolved)
     state = check_out(folder, source.digest, digest, overwrite)
+    if state == "up-to-date" and overwrite and _timed_while_busy(folder):
+        state = "replace"  # the same again, but for its timings
     if state == "up-to-date":
         progress.say(f"{folder} is up to date")
         return read_bundle(folder)
@@ -76,11 +83,18 @@ def run(
         try:
             return _write(results, folder, replace=state == "replace")
         except RequestError:
-            # Another run may have written the same bundle there meanwhile.
-            if check_out(folder, source.digest, digest, overwrite=False) != "up-to-date":
-                raise
-            progress.say(f"{folder} was written by another run of the same")
-            return read_bundle(folder)
+            with suppress(RequestError):  # that of the first try says what is wrong
+                # Another run may have written the same bundle there meanwhile.
+                if check_out(folder, source.digest, digest, overwrite=False) == "up-to-date":
+                    progress.say(f"{folder} was written by another run of the same")
+                    return read_bundle(folder)
+            raise
+
+
+def _timed_while_busy(folder: Path) -> bool:
+    """Whether other programs kept the machine so busy that a bundle's timings tell nothing."""
+    race = json.loads((folder / "evidence" / "latency.json").read_text(encoding="utf-8"))
+    return (race.get("busy_elsewhere") or 0.0) > BUSY
 
 
 def outcome(bundle: Bundle) -> GateError | None:
@@ -110,7 +124,7 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
         for judged in variants:
             if judged.artifact is not None and not judged.candidate.skip:
                 judged.executed = {}
-        return bench.race(variants, bench.recorded.record["points"])
+        return bench.race(variants, bench.recorded.record["points"], anew=True)
 
 
 def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:
@@ -164,16 +178,19 @@ def _make(
         inputs={"original": identity, "data": data_id, **asked},
         packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
     )
+    recorded = _named_now(recorded, data)
     artifacts = make_artifacts(shop, original, identity, recorded, ingredients(planned), recipe.export)
     for candidate in planned:
         if not candidate.portable and not candidate.skip and candidate.ingredient in artifacts.ready:
             try:
                 build_engine(shop, artifacts, candidate)
-                remember_engine(artifacts.engines[candidate.variant.id]["digest"])
             except PlanishError as error:
                 if error.exit_status == 130 or isinstance(error, NoSpaceError):
                     raise
                 artifacts.errors[candidate.variant.id] = error
+                continue
+            # Where it cannot be remembered the engine is as good as none, and it is not the engine that is wrong.
+            remember_engine(artifacts.engines[candidate.variant.id]["digest"])
     return Bench(shop, recipe, original, recorded, data), artifacts, [locate(c, artifacts) for c in planned]
 
 
@@ -187,7 +204,15 @@ def _data(recipe: Recipe, digest: str | None) -> tuple[dict[str, Any], dict[str,
         built_in = Path(calibration.__path__[0]) / "data"
         return {"path": None, **common}, {"built-in": path_digest(built_in), **common}
     path = Path(asked.evaluation)
-    return {"path": str(path), **common}, {"sha256": digest, **common}
+    return {"path": str(path), **common}, {"sha256": digest, "format": data_format(path.name), **common}
+
+
+def _named_now(recorded: Made, data: Mapping[str, Any]) -> Made:
+    """The record with the name that the data have in this run: an earlier one may have read them under another."""
+    if data["path"] is None:
+        return recorded
+    origin = Path(data["path"], data["split"] or "").name
+    return replace(recorded, record={**recorded.record, "data": {**recorded.record["data"], "origin": origin}})
 
 
 def _refuse_bad_data(recipe: Recipe) -> None:
@@ -204,6 +229,17 @@ def _refuse_bad_data(recipe: Recipe) -> None:
         )
 
 
+def _refuse_bad_metric(recipe: Recipe, source: Source) -> None:
+    """Look at the metric before anything heavy starts."""
+    if recipe.quality.metric is None:
+        return
+    from exporter.preprocess import read_labels
+    from pipelines.verification.metrics import check_metric
+
+    labels = {} if source.files_folder is None else read_labels(source.files_folder)
+    check_metric(recipe.quality.metric, str(recipe.task), labels)
+
+
 def _log(name: str) -> Path:
     folder = default_root() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +247,7 @@ def _log(name: str) -> Path:
 
 
 def _write(results: assemble.Results, folder: Path, *, replace: bool) -> Bundle:
-    from pipelines.report import render_html
+    from pipelines.report import render_html, render_json
 
     selected = assemble.selection(results)
     contents, owned = assemble.bundle_files(results, selected)
@@ -219,6 +255,6 @@ def _write(results: assemble.Results, folder: Path, *, replace: bool) -> Bundle:
     contents.update(assemble.evidence(results))
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
     document = assemble.report(results, written, sizes)
-    contents["report.json"] = assemble.to_json(document)
-    contents["report.html"] = render_html(document).encode()
+    contents["report.json"] = render_json(document)
+    contents["report.html"] = render_html(document).encode("utf-8", errors="replace")
     return write_bundle(contents, written, folder, replace=replace)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.hardware import fingerprint
-from pipelines.cache import Cache, StageKey, stage_key
+from exporter.hardware import circumstances, cpu_model, fingerprint
+from pipelines.cache import Cache, StageKey, StageResult, stage_key
 from pipelines.processes import run_job
 from pipelines.progress import Progress
 
@@ -67,7 +68,7 @@ class Workshop:
             arguments: Plain data; paths in it count through `inputs`.
             inputs: Identities of what it reads, and its parameters.
             packages: Packages whose version matters.
-            bound_to_machine: It compiles or measures: machine, compiler, threads and environment count too.
+            bound_to_machine: It compiles or computes: processor, compiler, threads and environment count too.
         """
 
         def work(folder: Path) -> dict[str, Any]:
@@ -88,14 +89,18 @@ class Workshop:
     def key(
         self,
         name: str,
-        code: str,
+        code: str | Iterable[str],
         *,
         inputs: Mapping[str, Any],
         packages: Iterable[str] = (),
         bound_to_machine: bool = False,
+        timed: bool = False,
     ) -> StageKey:
-        """The identity of a stage (see `make`)."""
-        around = {"machine": fingerprint(), "threads": self.threads} if bound_to_machine else None
+        """The identity of a stage (see `make`); of one that is `timed`, this very machine and its share of it count."""
+        around: dict[str, Any] | None = None
+        if bound_to_machine:
+            around = {"machine": fingerprint(), "cpu": cpu_model(), "threads": self.threads}
+            around |= circumstances() if timed else {}
         variables = VARIABLES if bound_to_machine else ()
         return stage_key(name, inputs=inputs, code=code, packages=packages, environment=around, variables=variables)
 
@@ -106,11 +111,47 @@ class Workshop:
             with self.progress.step(title):
                 return work(folder)
 
+        result = self._get_or_make(key, title, working)
+        seconds = result.seconds if not result.cached else result.made_seconds
+        self._note(key, title, seconds, result.cached)
+        return Made(result.folder, result.record, key.id)
+
+    def measure(
+        self, key: StageKey, title: str, work: Callable[[], dict[str, Any]], worth: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
+        """What `work` finds, or found in an earlier run; only what is `worth` it is kept for later ones."""
+
+        def working(folder: Path) -> dict[str, Any]:
+            with self.progress.step(title):
+                found = work()
+            if not worth(found):
+                raise _NotKept(found)
+            return found
+
+        began = time.monotonic()
+        try:
+            result = self._get_or_make(key, title, working)
+        except _NotKept as notice:
+            self._note(key, title, time.monotonic() - began, False)
+            return notice.found
+        self._note(key, title, result.made_seconds, result.cached)
+        return result.record
+
+    def _get_or_make(self, key: StageKey, title: str, work: Callable[[Path], dict[str, Any]]) -> StageResult:
         result = self.cache.get_or_make(
-            key, working, on_wait=lambda _: self.progress.say(f"{title}: waiting for another run that makes it")
+            key, work, on_wait=lambda _: self.progress.say(f"{title}: waiting for another run that makes it")
         )
         if result.cached:
             self.progress.say(f"{title}: cached")
-        seconds = result.seconds if not result.cached else result.made_seconds
-        self.timeline.append({"stage": key.stage, "title": title, "seconds": seconds, "cached": result.cached})
-        return Made(result.folder, result.record, key.id)
+        return result
+
+    def _note(self, key: StageKey, title: str, seconds: float, cached: bool) -> None:
+        self.timeline.append({"stage": key.stage, "title": title, "seconds": seconds, "cached": cached})
+
+
+class _NotKept(Exception):
+    """Carries a result past the cache, which keeps nothing of a stage that raises."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        super().__init__()
+        self.found = found

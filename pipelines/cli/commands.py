@@ -26,7 +26,10 @@ Sets = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of another source or recipe.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep cached stages.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Open files that are code: .pt2 sources, foreign engines.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Open what is code: .pt2 sources, foreign engines, a checked source's Python files."),
+]
 Source = Annotated[
     str,
     typer.Argument(

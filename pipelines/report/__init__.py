@@ -1,5 +1,5 @@
 """The report of a run: one self-contained HTML page for people, one JSON document for machines."""
 
-from pipelines.report.page import HTML_NAME, JSON_NAME, render_html, write_report
+from pipelines.report.page import render_html, render_json
 
-__all__ = ["HTML_NAME", "JSON_NAME", "render_html", "write_report"]
+__all__ = ["render_html", "render_json"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,8 +14,6 @@ from pipelines.report import formats
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-HTML_NAME = "report.html"
-JSON_NAME = "report.json"
 _HERE = Path(__file__).parent
 
 
@@ -24,7 +21,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     """The report as one self-contained page: inline CSS and SVG, no script, nothing loaded from anywhere.
 
     Args:
-        report: The document that `write_report` writes as ``report.json``. Any part may be missing or null. Every
+        report: The document that `render_json` writes as ``report.json``. Any part may be missing or null. Every
             text in it is treated as untrusted and escaped.
 
     Returns:
@@ -50,28 +47,14 @@ def render_html(report: Mapping[str, Any]) -> str:
     )
 
 
-def write_report(report: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write ``report.html`` and ``report.json`` into `folder`, each in one step.
+def render_json(report: Mapping[str, Any]) -> bytes:
+    """The report for machines: strict JSON in UTF-8.
 
-    Returns:
-        The two paths. ``report.json`` is strict JSON: NaN and infinities (which a broken variant can yield, and which
-        the parity gate counts) are written as null.
+    NaN and infinities (which a broken variant can yield, and which the parity gate counts) are written as null, and
+    what UTF-8 has no form for (half of a pair, in a broken file name) as a question mark.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(_plain(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    page = render_html(report)
-    return _write(folder / HTML_NAME, page), _write(folder / JSON_NAME, document)
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # A text may hold a lone surrogate (a broken file name): it is replaced, because UTF-8 has no form for it.
-        temporary.write_bytes(text.encode("utf-8", errors="replace"))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    text = json.dumps(_plain(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", errors="replace")
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from exporter.artifact import InputContract, Signature
 from pipelines.opening import open_variant
 from pipelines.processes import report_progress
 from pipelines.stages import files
-from pipelines.stages.data import BATCH_SIZE, open_data, open_encoder, open_labels
+from pipelines.stages.data import BATCH_SIZE, open_data, open_encoder, open_labels, open_problem
 from pipelines.verification.envelope import Case
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def check_quality(
     Leaves the variant's predictions under `folder`.
     """
     from pipelines.verification.encode import encode_rows
+    from pipelines.verification.judgement import RULES
     from pipelines.verification.predict import run_predictions
 
     original, settings = arguments["original"], arguments["settings"]
@@ -113,7 +114,20 @@ def check_quality(
     theirs = files.read_predictions(recorded / files.PREDICTIONS)
     files.write_predictions(folder / files.PREDICTIONS, mine)
     labels = open_labels(original)
-    return judge_predictions(task, theirs, mine, rows, batches, data.labelled, labels, settings, int(arguments["seed"]))
+    return judge_predictions(
+        task,
+        theirs,
+        mine,
+        rows,
+        batches,
+        data.labelled,
+        labels,
+        settings,
+        int(arguments["seed"]),
+        problem=open_problem(original),
+        # Where parity judges, it shows that both compute the same but for rounding: few rows tell no less than many.
+        exact=RULES[arguments["precision"]].multiple is None,
+    )
 
 
 def judge_predictions(
@@ -126,23 +140,54 @@ def judge_predictions(
     labels: Mapping[int, str],
     settings: Mapping[str, Any],
     seed: int,
+    *,
+    problem: str = "",
+    exact: bool = False,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """Judge a variant's predictions against the original's on the same rows (see `check_quality`)."""
+    """Judge a variant's predictions against the original's on the same rows (see `check_quality`).
+
+    Args:
+        task: Name of the task.
+        theirs: The original's predictions.
+        mine: The variant's.
+        rows: The data.
+        batches: The same, encoded.
+        labelled: `rows` carry labels.
+        labels: The model's class names.
+        settings: Of quality, as the recipe has them.
+        seed: Of the bootstrap.
+        problem: The ``problem_type`` of the model's configuration.
+        exact: See `paired_bootstrap`.
+        again: The rows are a bundle's sample (`pipelines.verification.again`).
+    """
     from exporter.tasks import get_task
+    from pipelines.verification.again import judge_agreement_again, judge_quality_again
     from pipelines.verification.agreement import agreement, judge_agreement
     from pipelines.verification.metrics import get_metric
-    from pipelines.verification.predict import metric_arguments
+    from pipelines.verification.predict import WITHOUT_METRIC, metric_arguments
     from pipelines.verification.quality import judge_quality, paired_bootstrap
 
-    measures = agreement(task, theirs, mine)
     name = settings["metric"] or get_task(task).metric
+    if again and (not labelled or name is None or problem in WITHOUT_METRIC):
+        return judge_agreement_again(task, theirs, mine, len(rows), problem=problem, seed=seed)
+    measures = agreement(task, theirs, mine, problem=problem)
+    if labelled and problem in WITHOUT_METRIC:
+        return judge_agreement(measures, len(rows), f"(their labels are not used: no metric takes {problem})")
     if not labelled or name is None:
         return judge_agreement(measures, len(rows))
     mine_scored, truths = metric_arguments(task, mine, rows, batches=batches, labels=labels)
     theirs_scored, _ = metric_arguments(task, theirs, rows, batches=batches, labels=labels)
     found = paired_bootstrap(
-        get_metric(name), theirs_scored, mine_scored, truths, resamples=int(settings["bootstrap"]), seed=seed
+        get_metric(name),
+        theirs_scored,
+        mine_scored,
+        truths,
+        resamples=int(settings["bootstrap"]),
+        seed=seed,
+        exact=exact,
     )
-    verdict = judge_quality(found, settings["max_drop"], settings["max_drop_worst"])
+    judge = judge_quality_again if again else judge_quality
+    verdict = judge(found, settings["max_drop"], settings["max_drop_worst"])
     told = [{"name": m.name, "value": m.value, "threshold": None, "verdict": "informs"} for m in measures]
     return {**verdict, "measures": told}

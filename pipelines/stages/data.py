@@ -61,3 +61,11 @@ def open_labels(original: Mapping[str, Any]) -> dict[int, str]:
 
     source = Source.from_dict(dict(original["source"]))
     return {} if source.files_folder is None else read_labels(source.files_folder)
+
+
+def open_problem(original: Mapping[str, Any]) -> str:
+    """The ``problem_type`` of the source's configuration; empty where it has none."""
+    from pipelines.postprocess import problem_type
+
+    source = Source.from_dict(dict(original["source"]))
+    return "" if source.files_folder is None else problem_type(source.files_folder)

@@ -136,7 +136,9 @@ def read_rows(folder: Path) -> list[dict[str, Any]] | None:
     """What `write_rows` wrote; ``None`` where there are batches instead."""
     if not (folder / ROWS).is_file():
         return None
-    return [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    text = (folder / ROWS).read_text(encoding="utf-8")
+    # Not `splitlines`: it also takes U+2028, U+0085 and their like for ends of lines, which JSON leaves inside a text.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def write_batches(folder: Path, batches: Sequence[Mapping[str, np.ndarray]], indices: Sequence[Sequence[int]]) -> None:

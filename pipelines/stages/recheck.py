@@ -74,24 +74,27 @@ def source_again(arguments: dict[str, Any]) -> dict[str, Any]:
 def _quality(session: Session, bundle: Bundle, folder: Path) -> dict[str, Any]:
     from exporter.preprocess import load_encoder, read_labels
     from exporter.tasks import get_task
+    from pipelines.postprocess import problem_type
     from pipelines.verification.encode import EncodedBatch, encode_rows
     from pipelines.verification.predict import run_predictions
 
     task, recipe = bundle.manifest.task, bundle.manifest.recipe
-    rows: list[Any] | None = files.read_rows(folder)
-    labelled = False
-    labels: dict[int, str] = {}
-    if rows is not None:
-        encoder = load_encoder(bundle.path, get_task(task), bundle.signature)
-        batches = encode_rows(task, encoder, rows, batch_size=BATCH_SIZE, seed=int(recipe["seed"]))
-        told = json.loads((bundle.path / "evidence/quality.json").read_text(encoding="utf-8"))
-        labelled = bool(told["data"]["labelled"])
-        labels = read_labels(bundle.path)
-    else:
+    told = json.loads((bundle.path / "evidence/quality.json").read_text(encoding="utf-8"))
+    kept: list[Any] | None = files.read_rows(folder)
+    labelled = bool(told["data"]["labelled"]) and kept is not None
+    if (folder / files.BATCHES).is_file():
         stored = files.read_batches(folder)
         batches = [EncodedBatch(indices, inputs, [{}] * len(indices)) for indices, inputs in stored]
-        rows = [{}] * sum(len(indices) for indices, _ in stored)
+        rows = kept or [{}] * sum(len(indices) for indices, _ in stored)
+    else:
+        rows = kept or []
+        encoder = load_encoder(bundle.path, get_task(task), bundle.signature)
+        batches = encode_rows(task, encoder, rows, batch_size=BATCH_SIZE, seed=int(recipe["seed"]))
+    labels = read_labels(bundle.path)
     theirs = files.read_predictions(folder / files.PREDICTIONS)
     mine = run_predictions(task, batches, session.run)
     settings = recipe["quality"]
-    return judge_predictions(task, theirs, mine, rows, batches, labelled, labels, settings, int(recipe["seed"]))
+    seed, problem = int(recipe["seed"]), problem_type(bundle.path)
+    return judge_predictions(
+        task, theirs, mine, rows, batches, labelled, labels, settings, seed, problem=problem, again=True
+    )

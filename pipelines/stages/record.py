@@ -28,11 +28,11 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         arguments: ``original``, ``data`` (see `open_data`), ``samples`` (rows for parity), ``seed``, ``points``
-            (labels), ``precisions`` (whose noise floors are wanted), ``quality`` (``metric``), ``folder``.
+            (labels), ``precisions`` (whose noise floors are wanted), ``folder``.
 
     Returns:
-        ``signature``, ``contract``, ``points`` (those that this model takes), ``data`` (origin, rows, labelled …),
-        ``metric``, ``original_quality``, ``parameters``, ``weights_bytes``.
+        ``signature``, ``contract``, ``points`` (those that this model takes), ``dropped_points`` (why not the others),
+        ``data`` (origin, digest, rows, labelled), ``labels``, ``parameters``, ``cases`` (how many).
     """
     from exporter.original import open_described
     from pipelines.verification.encode import encode_rows
@@ -184,8 +184,10 @@ def write_golden_rows(
 ) -> None:
     """Write the rows that go into the bundle, spread over the data, with the original's predictions on them.
 
-    Texts go in as rows, with their labels, so that the metric can be computed again; pictures and tensors as inputs.
+    Texts go in as rows, with their labels, so that the metric can be computed again; pictures and tensors as inputs,
+    with the labels alone beside them.
     """
+    from calibration.roles import TRUTH
     from pipelines.verification.encode import encode_rows
     from pipelines.verification.predict import run_predictions
 
@@ -201,3 +203,6 @@ def write_golden_rows(
         files.write_rows(folder, chosen)
     else:
         files.write_batches(folder, [batch.inputs for batch in batches], [batch.indices for batch in batches])
+        truths = [{role: row[role] for role in row if role in TRUTH} for row in chosen]
+        if all(truths):
+            files.write_rows(folder, truths)

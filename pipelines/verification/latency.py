@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.errors import RequestError
+from exporter.hardware import affinity
 from pipelines.baselines import EAGER, PYTORCH
 from pipelines.processes import terminable
 from pipelines.verification.latency_result import LatencyResult, PointTiming, Samples, WorkerTiming, time_point
@@ -170,7 +171,7 @@ class _Group:
         self.say = on_line or (lambda text: None)
 
     def measure(self) -> tuple[int, float]:
-        """Returns the number of rounds, and the share of processor time that went elsewhere meanwhile."""
+        """Returns the number of rounds, and the share of the processors' time that went elsewhere meanwhile."""
         self.say(f"opening {', '.join(spec.name for spec in self.specs)}")
         sparing = self.groups > 1
         with contextlib.ExitStack() as stack:
@@ -218,13 +219,18 @@ class _Group:
 
 
 def _used_seconds(workers: Sequence[WorkerProcess]) -> tuple[float, float, float]:
-    """Processor seconds so far: of the workers, of everything on the machine, and of everything with idleness."""
+    """Processor seconds so far: of the workers, of everything that ran on their processors, and with idleness.
+
+    What runs on processors that the workers may not use does not disturb them.
+    """
     import psutil
 
-    times = psutil.cpu_times()
-    capacity = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # within user and nice
-    used = capacity - times.idle - getattr(times, "iowait", 0.0)
-    return sum(worker.cpu_seconds() for worker in workers), used, capacity
+    each = psutil.cpu_times(percpu=True)
+    mine = [each[i] for i in affinity() if i < len(each)] or each
+    # Times of guests are within those of user and nice.
+    capacity = sum(sum(t) - getattr(t, "guest", 0.0) - getattr(t, "guest_nice", 0.0) for t in mine)
+    idle = sum(t.idle + getattr(t, "iowait", 0.0) for t in mine)
+    return sum(worker.cpu_seconds() for worker in workers), capacity - idle, capacity
 
 
 def _timing(spec: WorkerSpec, state: WorkerState, points: dict[str, PointTiming]) -> WorkerTiming:

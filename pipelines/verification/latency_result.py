@@ -109,8 +109,8 @@ class LatencyResult:
         min_block_ms: Shortest duration of a block.
         seed: Of the order of workers and of the bootstrap.
         seconds: Wall time of it all.
-        busy_elsewhere: Share of the machine's processor time (0 to 1) that went to other processes and to other
-            virtual machines during the rounds. It widens the intervals.
+        busy_elsewhere: Share of the time of the processors that may be used (0 to 1) that went to other processes and
+            to other virtual machines during the rounds. It widens the intervals.
         notes: What a reader of the figures has to know.
     """
 

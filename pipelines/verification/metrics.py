@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ Weighted = Callable[[Array], Array]
 """From weights, shape (resamples, rows), to one value per resample; NaN where the metric is undefined there."""
 IGNORED_TAG = -100
 """The tag of a token that does not count, as PyTorch's losses have it."""
+OUTSIDE = "O"
+"""What the usual schemes call the tag of a word that carries none."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,17 @@ class Metric:
         name: As recipes and tasks have it.
         label: For people.
         over: From one prediction and one truth per row to the metric under weights of the rows.
+        tasks: Tasks whose predictions it takes; empty: any.
+        needs_label: A class name without which it means nothing.
+        hits: For a share of rows that are right: which of them are, bool (rows,).
     """
 
     name: str
     label: str
     over: Callable[[Sequence[Any], Sequence[Any]], Weighted]
+    tasks: tuple[str, ...] = ()
+    needs_label: str | None = None
+    hits: Callable[[Sequence[Any], Sequence[Any]], Array] | None = None
 
     def value(self, predictions: Sequence[Any], truths: Sequence[Any]) -> float:
         """The metric over all rows."""
@@ -46,8 +54,15 @@ class Metric:
 _METRICS: dict[str, Metric] = {}
 
 
-def register_metric(name: str, label: str) -> Callable[[Callable[..., Weighted]], Callable[..., Weighted]]:
-    """Decorator: make a function from (predictions, truths) to `Weighted` known as a metric."""
+def register_metric(
+    name: str,
+    label: str,
+    *,
+    tasks: Sequence[str] = (),
+    needs_label: str | None = None,
+    hits: Callable[[Sequence[Any], Sequence[Any]], Array] | None = None,
+) -> Callable[[Callable[..., Weighted]], Callable[..., Weighted]]:
+    """Decorator: make a function from (predictions, truths) to `Weighted` known as a metric (see `Metric`)."""
 
     def register(over: Callable[..., Weighted]) -> Callable[..., Weighted]:
         def checked(predictions: Sequence[Any], truths: Sequence[Any]) -> Weighted:
@@ -57,7 +72,7 @@ def register_metric(name: str, label: str) -> Callable[[Callable[..., Weighted]]
                 )
             return over(predictions, truths)
 
-        _METRICS[name] = Metric(name, label, checked)
+        _METRICS[name] = Metric(name, label, checked, tuple(tasks), needs_label, hits)
         return over
 
     return register
@@ -79,10 +94,46 @@ def get_metric(name: str) -> Metric:
     return _METRICS[name]
 
 
+def check_metric(name: str, task: str, labels: Mapping[int, str]) -> None:
+    """See that a metric means something for a task and a model's classes.
+
+    Raises:
+        RequestError: There is no such metric, or it is one of other predictions, or the model lacks the class that it
+            is about.
+    """
+    metric = get_metric(name)
+    if metric.tasks and task not in metric.tasks:
+        fitting = [other.name for other in _METRICS.values() if task in other.tasks]
+        raise RequestError(
+            f"the metric does not fit the task {task}",
+            name,
+            f"Metrics of this task: {', '.join(fitting)}" if fitting else "This task has no metric: leave it out",
+        )
+    if metric.needs_label and metric.needs_label not in {label.upper() for label in labels.values()}:
+        named = f"Its classes: {', '.join(labels.values())}" if labels else "Its config.json names no classes"
+        raise RequestError(
+            f"the metric needs a class named {metric.needs_label}, which the model does not have",
+            name,
+            f"{named}. Use token-accuracy, or name the class in id2label",
+        )
+
+
+def _right_classes(predictions: Sequence[int], truths: Sequence[int]) -> Array:
+    return np.asarray(predictions) == np.asarray(truths)
+
+
+def _right_answers(predictions: Sequence[str], truths: Sequence[Sequence[str]]) -> Array:
+    rows = zip(predictions, truths, strict=True)
+    return np.array([normalize_answer(got) in {normalize_answer(w) for w in wanted or [""]} for got, wanted in rows])
+
+
+_CLASSES = ("text-classification", "image-classification")
+
+
 # Correlations: one number predicted, one true, per row ---------------------------------------------------------------
 
 
-@register_metric("pearson", "Pearson correlation")
+@register_metric("pearson", "Pearson correlation", tasks=("feature-extraction",))
 def pearson(predictions: Sequence[float], truths: Sequence[float]) -> Weighted:
     """Pearson's correlation."""
     x, y = _numbers(predictions), _numbers(truths)
@@ -97,7 +148,7 @@ def pearson(predictions: Sequence[float], truths: Sequence[float]) -> Weighted:
     return weighted
 
 
-@register_metric("spearman", "Spearman correlation")
+@register_metric("spearman", "Spearman correlation", tasks=("feature-extraction",))
 def spearman(predictions: Sequence[float], truths: Sequence[float]) -> Weighted:
     """Spearman's rank correlation, ties at their mean rank. A row of weight w counts as w equal rows."""
     x, y = _numbers(predictions), _numbers(truths)
@@ -131,19 +182,19 @@ def _weighted_ranks(values: Array) -> Weighted:
 # Shares and F1: sums of what each row contributes --------------------------------------------------------------------
 
 
-@register_metric("accuracy", "accuracy")
+@register_metric("accuracy", "accuracy", tasks=_CLASSES, hits=_right_classes)
 def accuracy(predictions: Sequence[int], truths: Sequence[int]) -> Weighted:
     """Share of rows whose class is right."""
-    return _mean(np.asarray(predictions) == np.asarray(truths))
+    return _mean(_right_classes(predictions, truths))
 
 
-@register_metric("top-1", "top-1 accuracy")
+@register_metric("top-1", "top-1 accuracy", tasks=_CLASSES, hits=_right_classes)
 def top_1(predictions: Sequence[int], truths: Sequence[int]) -> Weighted:
     """Accuracy, under the name that it has for images."""
     return accuracy(predictions, truths)
 
 
-@register_metric("macro-f1", "macro F1")
+@register_metric("macro-f1", "macro F1", tasks=_CLASSES)
 def macro_f1(predictions: Sequence[int], truths: Sequence[int]) -> Weighted:
     """Mean over the classes that are predicted or true of ``2 tp / (2 tp + fp + fn)``."""
     got, wanted = np.asarray(predictions), np.asarray(truths)
@@ -161,16 +212,16 @@ def macro_f1(predictions: Sequence[int], truths: Sequence[int]) -> Weighted:
     return weighted
 
 
-@register_metric("token-accuracy", "token accuracy")
+@register_metric("token-accuracy", "token accuracy", tasks=("token-classification",))
 def token_accuracy(predictions: Sequence[Array], truths: Sequence[Array]) -> Weighted:
     """Share of tokens whose tag is right, over all tokens; those with the true tag -100 do not count."""
     rows = [_counted(got, wanted) for got, wanted in zip(predictions, truths, strict=True)]
     return _share([(got == wanted).sum() for got, wanted in rows], [len(wanted) for _, wanted in rows])
 
 
-@register_metric("token-f1", "token F1")
+@register_metric("token-f1", "token F1", tasks=("token-classification",), needs_label=OUTSIDE)
 def token_f1(predictions: Sequence[Array], truths: Sequence[Array]) -> Weighted:
-    """Micro-averaged F1 over tokens that carry a tag: tag 0, "outside" in every usual scheme, is no tag."""
+    """Micro-averaged F1 over tokens that carry a tag: tag 0 is "outside" (`predict.metric_arguments` sees to that)."""
     hits, marks = [], []
     for got, wanted in (_counted(*row) for row in zip(predictions, truths, strict=True)):
         hits.append(2 * ((got == wanted) & (wanted != 0)).sum())
@@ -178,23 +229,22 @@ def token_f1(predictions: Sequence[Array], truths: Sequence[Array]) -> Weighted:
     return _share(hits, marks)
 
 
-@register_metric("masked-token-accuracy", "accuracy at masked tokens")
+@register_metric("masked-token-accuracy", "accuracy at masked tokens", tasks=("fill-mask",))
 def masked_token_accuracy(predictions: Sequence[Array], truths: Sequence[Array]) -> Weighted:
     """Share of hidden tokens that are named right, over all hidden tokens."""
     return token_accuracy(predictions, truths)
 
 
-@register_metric("span-f1", "span F1")
+@register_metric("span-f1", "span F1", tasks=("question-answering",))
 def span_f1(predictions: Sequence[str], truths: Sequence[Sequence[str]]) -> Weighted:
     """SQuAD's F1: words shared by the predicted and the best fitting true answer, mean over rows."""
     return _mean([best_f1(got, wanted) for got, wanted in zip(predictions, truths, strict=True)])
 
 
-@register_metric("exact-match", "exact match")
+@register_metric("exact-match", "exact match", tasks=("question-answering",), hits=_right_answers)
 def exact_match(predictions: Sequence[str], truths: Sequence[Sequence[str]]) -> Weighted:
     """SQuAD's EM: share of rows whose answer is one of the true ones, after normalization."""
-    rows = zip(predictions, truths, strict=True)
-    return _mean([normalize_answer(got) in {normalize_answer(w) for w in wanted or [""]} for got, wanted in rows])
+    return _mean(_right_answers(predictions, truths))
 
 
 def normalize_answer(text: str) -> str:

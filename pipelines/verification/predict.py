@@ -3,8 +3,8 @@
 One prediction per encoded row, by task:
 
 - feature-extraction: the embedding, float64 (dim,). A row with a ``text_pair`` is two encoded rows.
-- text-classification, image-classification: class probabilities, float64 (classes,).
-- token-classification: one class id per word, int64 (words,).
+- text-classification, image-classification: logits, float64 (classes,).
+- token-classification: one class id per word, int64 (words,); -100 for a word that was cut off.
 - question-answering: `Span`, the answer's place in the context and its text.
 - fill-mask: the likeliest token at each hidden position, int64 (positions,).
 - custom: all outputs of the row, flattened, float64.
@@ -20,9 +20,12 @@ import numpy as np
 from calibration.roles import Row
 from exporter.errors import RequestError
 from pipelines.verification.encode import EncodedBatch
+from pipelines.verification.metrics import IGNORED_TAG, OUTSIDE
 
 Array = np.ndarray
 _LONGEST_ANSWER_TOKENS = 30
+WITHOUT_METRIC = ("regression", "multi_label_classification")
+"""Values of ``problem_type`` whose labels are no single class: the metrics of classes mean nothing there."""
 
 
 class Span(NamedTuple):
@@ -84,24 +87,19 @@ def _embeddings(batch: EncodedBatch, outputs: Mapping[str, Array]) -> list[Any]:
 
 
 @register_predictor("text-classification", "image-classification")
-def _probabilities(batch: EncodedBatch, outputs: Mapping[str, Array]) -> list[Any]:
-    """Softmax of the logits; a single logit is the second of two classes."""
-    logits = outputs["logits"].astype(np.float64)
-    if logits.shape[-1] == 1:
-        logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return list(shifted / shifted.sum(axis=-1, keepdims=True))
+def _logits(batch: EncodedBatch, outputs: Mapping[str, Array]) -> list[Any]:
+    return list(outputs["logits"].astype(np.float64))
 
 
 @register_predictor("token-classification")
 def _word_tags(batch: EncodedBatch, outputs: Mapping[str, Array]) -> list[Any]:
-    """The class of each word's first token; a word that was cut off has class 0."""
+    """The class of each word's first token; a word that was cut off has none, and so counts for no model."""
     classes = outputs["logits"].argmax(axis=-1)
     if batch.word_ids is None:
         raise RequestError("token classification needs the words of the tokens", None, "Encode the rows as words")
     tagged = []
     for row, words, found in zip(batch.rows, batch.word_ids, classes, strict=True):
-        tags = np.zeros(len(row["tokens"]), np.int64)
+        tags = np.full(len(row["tokens"]), IGNORED_TAG, np.int64)
         for position in np.flatnonzero(words >= 0)[::-1]:  # backwards, so that a word's first token has the last say
             tags[words[position]] = found[position]
         tagged.append(tags)
@@ -200,12 +198,23 @@ def _pair_cosines(predictions: Sequence[Any], rows: Rows, _b: Any, _l: Any) -> t
 
 
 def _classes(predictions: Sequence[Any], rows: Rows, _b: Any, labels: Mapping[int, str]) -> tuple[list[Any], list[Any]]:
-    wanted = [class_id(row["label"], labels, len(predictions[0])) for row in rows]
-    return [int(np.argmax(p)) for p in predictions], wanted
+    """A single logit is the second of two classes."""
+    lone = len(predictions[0]) == 1
+    wanted = [class_id(row["label"], labels, 2 if lone else len(predictions[0])) for row in rows]
+    return [int(p[0] > 0) if lone else int(np.argmax(p)) for p in predictions], wanted
 
 
 def _tags(predictions: Sequence[Any], rows: Rows, _b: Any, labels: Mapping[int, str]) -> tuple[list[Any], list[Any]]:
-    return list(predictions), [np.array([class_id(tag, labels) for tag in row["tags"]]) for row in rows]
+    """Numbered so that 0 is "outside", as metrics have it; words that no model saw do not count."""
+    wanted = [np.array([class_id(tag, labels) for tag in row["tags"]]) for row in rows]
+    outside = next((index for index, name in labels.items() if name.upper() == OUTSIDE), 0)
+    seen = [np.where(got == IGNORED_TAG, IGNORED_TAG, tags) for got, tags in zip(predictions, wanted, strict=True)]
+    return [_swapped(got, outside) for got in predictions], [_swapped(tags, outside) for tags in seen]
+
+
+def _swapped(tags: Array, outside: int) -> Array:
+    """`tags` with the numbers 0 and `outside` exchanged."""
+    return np.where(tags == outside, 0, np.where(tags == 0, outside, tags))
 
 
 def _answers(predictions: Sequence[Any], rows: Rows, _b: Any, _l: Any) -> tuple[list[Any], list[Any]]:

@@ -33,6 +33,7 @@ class Difference:
         low: Lower end of the difference's interval, in points.
         high: Upper end of the difference's interval, in points.
         samples: Rows.
+        bounded: `low` is the exact bound where no row got worse, see `paired_bootstrap`.
     """
 
     metric: str
@@ -44,6 +45,7 @@ class Difference:
     low: float
     high: float
     samples: int
+    bounded: bool = False
 
 
 def paired_bootstrap(
@@ -55,12 +57,17 @@ def paired_bootstrap(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    exact: bool = False,
 ) -> Difference:
     """The difference of two models' metric on the same rows, with a percentile interval over resampled rows.
 
     Both models are looked at on the same resamples, so that what makes a row hard for both cancels out (B. Efron and
     R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13). The result depends on nothing but the
     arguments.
+
+    Where not one row got worse every resample says that none does, however few the rows are. With `exact` the lower
+    end is then what so many rows can rule out: of `n` rows without a loss, a share of ``1 - tail ** (1 / n)`` may yet
+    be lost (J. Hanley and A. Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249, 1983).
 
     Args:
         metric: What is compared.
@@ -70,6 +77,7 @@ def paired_bootstrap(
         resamples: Number of resamples.
         confidence: Of the intervals.
         seed: Of the resampling.
+        exact: Bound a loss that no row shows, for metrics that are a share of right rows.
 
     Raises:
         RequestError: The numbers of rows differ, or there are none.
@@ -89,6 +97,11 @@ def paired_bootstrap(
     everything = np.ones((1, rows))
     first, second = float(of_original(everything)[0]), float(of_variant(everything)[0])
     low, high = _interval(values[1] - values[0], confidence)
+    bounded = (
+        exact and metric.hits is not None and not (metric.hits(original, truths) & ~metric.hits(variant, truths)).any()
+    )
+    if bounded:
+        low = min(low, -(1 - ((1 - confidence) / 2) ** (1 / rows)))
     original_low, original_high = _interval(values[0], confidence)
     return Difference(
         metric=metric.name,
@@ -100,6 +113,7 @@ def paired_bootstrap(
         low=low * POINTS,
         high=high * POINTS,
         samples=rows,
+        bounded=bounded,
     )
 
 
@@ -159,8 +173,13 @@ def judge_quality(found: Difference, max_drop: float, max_drop_worst: float | No
 def more_samples(found: Difference, worst: float) -> int | None:
     """Samples to add until the interval's bad end is inside `worst`; ``None`` where the drop itself leaves no room.
 
-    The distance of the bad end from the estimate is taken to shrink with the root of the number of samples.
+    The distance of the bad end from the estimate is taken to shrink with the root of the number of samples, and with
+    the number itself where no row got worse.
     """
+    if found.bounded:
+        # (1 - share) ** samples is the same tail for every number of samples.
+        needed = found.samples * math.log1p(found.low / POINTS) / math.log1p(-worst / POINTS) if worst else math.inf
+        return max(1, math.ceil(needed - _ROUNDING) - found.samples) if needed < math.inf else None
     room = worst + found.difference
     if room <= 0:
         return None

@@ -90,6 +90,12 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def files_under(folder: Path, prefix: str = "") -> dict[str, Path]:
+    """Every file below `folder` by its name in a bundle, as `write_bundle` takes them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {prefix + path.relative_to(folder).as_posix(): path for path in paths}
+
+
 def manifest(bundle: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((bundle / "planish.json").read_text(encoding="utf-8"))
     return found

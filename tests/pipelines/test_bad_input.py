@@ -281,6 +281,8 @@ def test_a_program_needs_trust_and_must_be_one(refused: Refused, tmp_path: Path)
         ("latency.budget_s=soon", "budget_s"),
         ("name=../../up", "name"),
         ("keep=some", "selected"),
+        ("quality.metric=speerman", "spearman"),
+        ("quality.metric=exact-match", "does not fit the task feature-extraction"),
         ("nonsense", "nonsense"),
     ],
 )

@@ -17,9 +17,10 @@ import pytest
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
 from exporter.errors import EnvironmentLackError, InternalError, RequestError
 from pipelines import bundle as subject
-from pipelines.bundle import check_integrity, check_out, files_under, read_bundle, write_bundle
+from pipelines.bundle import check_integrity, check_out, read_bundle, write_bundle
 from pipelines.manifest import InputContractEntry, Manifest, manifest_digest, parse_manifest, render
 from pipelines.recipe import Recipe
+from tests.pipelines.jobs import files_under
 
 SOURCE = "sha256:" + "1" * 64
 RECIPE = Recipe(source="a:b", threads=2)
@@ -270,10 +271,25 @@ def test_check_out_of_a_damaged_bundle(written: Path) -> None:
     with pytest.raises(RequestError, match=r"was changed \(config\.json"):
         check_out(written, SOURCE, RECIPE.digest(), False)
     assert check_out(written, SOURCE, RECIPE.digest(), True) == "replace"
-    (written / "planish.json").write_bytes(b"{")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"files": 3}'])
+def test_where_the_manifest_cannot_be_read_no_file_is_known_to_be_the_bundles(written: Path, content: bytes) -> None:
+    (written / "planish.json").write_bytes(content)
     with pytest.raises(RequestError, match="cannot be read"):
         check_out(written, SOURCE, RECIPE.digest(), False)
-    assert check_out(written, SOURCE, RECIPE.digest(), True) == "replace"
+    with pytest.raises(RequestError, match=r"would delete files.*config\.json"):
+        check_out(written, SOURCE, RECIPE.digest(), True)
+
+
+def test_what_appeared_during_the_run_is_not_deleted(written: Path) -> None:
+    assert check_out(written, SOURCE, "x", True) == "replace"
+    (written / "notes.txt").write_text("mine")
+    with pytest.raises(RequestError, match=r"would delete files.*notes\.txt"):
+        write_bundle(FILES, manifest("second"), written, replace=True)
+    assert (written / "notes.txt").read_text() == "mine"
+    assert read_bundle(written).manifest.name == "tiny"
+    assert beside(written) == ["bundle"]
 
 
 def test_check_out_never_takes_files_of_somebody_else(written: Path, tmp_path: Path) -> None:

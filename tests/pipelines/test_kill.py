@@ -56,14 +56,14 @@ class Job:
             self.process.kill()
         self.process.communicate()
 
-    def wait_for(self, text: str, patience_s: float = 300.0) -> None:
-        """Wait until a line of stderr ends with `text`."""
+    def wait_for(self, *texts: str, patience_s: float = 300.0) -> None:
+        """Wait until a line of stderr holds one of `texts`."""
         with self._news:
-            self._news.wait_for(lambda: self._over or self.said(text), patience_s)
-        assert self.said(text), (text, self.lines)
+            self._news.wait_for(lambda: self._over or self.said(*texts), patience_s)
+        assert self.said(*texts), (texts, self.lines)
 
-    def said(self, text: str) -> bool:
-        return any(text in line for line in self.lines)
+    def said(self, *texts: str) -> bool:
+        return any(text in line for line in self.lines for text in texts)
 
     def kill(self) -> None:
         """``kill -9`` of the main process alone, and see that everything else goes too."""
@@ -150,9 +150,9 @@ def test_killed_inside_every_stage_and_at_random_moments(
             time.sleep(0.005)
         racing.kill()
     kills += 1
-    for number in range(4):  # while the bundle is written
+    for _ in range(4):  # while the bundle is written; timings of a busy machine are not kept
         with job() as writing:
-            writing.wait_for("Measure latency: cached" if number else "Measure latency: done")
+            writing.wait_for("Measure latency: cached", "Measure latency: done")
             time.sleep(moments.uniform(0.0, 0.15))
             if writing.process.poll() is None:
                 writing.kill()
@@ -163,7 +163,7 @@ def test_killed_inside_every_stage_and_at_random_moments(
         assert last.process.wait(300) == 0, last.lines
     assert kills >= 10
     assert none_left(last.marker) == []
-    assert all(entry["cached"] for entry in timeline(out)), last.lines
+    assert {entry["stage"] for entry in timeline(out) if not entry["cached"]} <= {"race"}, last.lines
     assert digests(out / "onnx") == digests(bundle / "onnx")
     assert digests(out / "variants") == digests(bundle / "variants")
     assert digests(out).keys() == digests(bundle).keys()
@@ -211,7 +211,7 @@ def test_ctrl_c(
     sound(cache)
     done = export(source, out, cache, "include_source=true", options=["--data", texts, "--quiet"])
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(entry["cached"] for entry in timeline(out))
+    assert {entry["stage"] for entry in timeline(out) if not entry["cached"]} <= {"race"}
 
 
 def test_ctrl_c_is_told_as_json(bundle: Path, cache: Path, model_folder: Folders, texts: Path, tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ from exporter.original import Original, open_original
 from exporter.sources import resolve_source
 from exporter.tasks import infer_task
 from pipelines import loading, postprocess, routing
-from pipelines.bundle import Bundle, files_under, write_bundle
+from pipelines.bundle import Bundle, write_bundle
 from pipelines.loading import FallbackWarning, load
 from pipelines.manifest import InputContractEntry, parse_manifest
 from pipelines.recipe import Recipe
+from tests.pipelines.jobs import files_under
 
 TEXTS = [
     "the river is long",

@@ -150,3 +150,9 @@ def test_schemas_accept_what_is_valid_and_refuse_what_is_not() -> None:
     checks["recipe.schema.json"].validate({"source": "a"})
     assert not checks["manifest.schema.json"].is_valid({**data, "extra": 1})
     assert not checks["recipe.schema.json"].is_valid({"source": "a", "latency": {"budget_s": 0}})
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "a/b", ".hidden", "", "a\n"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="name"):
+        parse_manifest(plain(name=name), Path("x"))

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from exporter import hardware
 from exporter.errors import RequestError
-from pipelines.recipe import TARGETS, Recipe, load_recipe, parse_overrides, parse_point, recipe_digest
+from pipelines.recipe import TARGETS, Recipe, load_recipe, parse_overrides, parse_point, recipe_digest, usable_cores
 
 
 def write(folder: Path, text: str | bytes, name: str = "recipe.yaml") -> Path:
@@ -233,7 +234,7 @@ def test_resolved_fills_in_everything(tmp_path: Path) -> None:
     recipe = Recipe(source=str(tmp_path), data={"evaluation": str(data)}, quality={"max_drop": 1})
     resolved = recipe.resolved()
     json.dumps(resolved, allow_nan=False)
-    assert resolved["threads"] == len(os.sched_getaffinity(0))
+    assert resolved["threads"] == usable_cores() <= len(os.sched_getaffinity(0))
     assert resolved["quality"]["max_drop_worst"] == 2
     assert resolved["data"]["evaluation"] == "test.csv"
     assert resolved["source"] == tmp_path.name
@@ -256,6 +257,16 @@ def test_digest_says_what_is_asked_not_where_it_lies(tmp_path: Path) -> None:
     before = recipe("a").digest()
     (tmp_path / "a/a.csv").write_text("text\nworld\n")
     assert recipe("a").digest() != before
+
+
+def test_the_same_bytes_read_as_another_format_are_other_data(tmp_path: Path) -> None:
+    found = {}
+    for suffix in ("csv", "txt", "CSV"):
+        path = tmp_path / f"rows.{suffix}"
+        path.write_text("text\nhello\n")
+        found[suffix] = Recipe(source="a:b", data={"evaluation": str(path)}).digest()
+    assert found["csv"] != found["txt"]
+    assert found["csv"] == found["CSV"]
 
 
 def test_evaluation_data_must_exist_and_have_the_stated_digest(tmp_path: Path) -> None:
@@ -293,3 +304,25 @@ def test_points() -> None:
     for wrong in ("", "x", "1x", "-1x3", "01x3", "1x2x3", "1 x 2"):
         with pytest.raises(ValueError):
             parse_point(wrong)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+    ],
+)
+def test_threads_keep_to_what_a_container_allows(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    """Eight processors and a container are played by what the system would say."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(hardware, "_read", lambda path: files.get(path.removeprefix("/sys/fs/cgroup/"), ""))
+    assert usable_cores() == cores

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from exporter.digests import file_digest
+from exporter.sources import resolve_source
 from pipelines import verify
 from pipelines.bundle import check_integrity
 from pipelines.manifest import DIGEST_KEY, MANIFEST, manifest_digest, render
 from tests.models import make_model
-from tests.pipelines.jobs import digests, manifest, planish
+from tests.pipelines.jobs import digests, manifest, planish, settings
 
 pytestmark = pytest.mark.slow
 ORT = "onnxruntime-cpu-fp32"
@@ -170,6 +171,28 @@ def test_against_what_is_no_source(copy: Path, here: Planish, tmp_path: Path) ->
     assert "nowhere" in err
 
 
+def test_a_manifest_gives_no_trust_in_the_code_of_a_source(copy: Path, here: Planish, model_folder: Folders) -> None:
+    source = shutil.copytree(model_folder("bert"), copy.parent / "source")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ran = copy.parent / "ran"
+    (source / "theirs.py").write_text(
+        "from transformers import BertConfig as Config, BertModel as Model\n"
+        f"from pathlib import Path\nPath({str(ran)!r}).write_text('')\n",
+        encoding="utf-8",
+    )
+    digest = resolve_source(str(source), trust_remote_code=True).digest
+    reseal(copy, lambda data: (data["recipe"].update(trust_remote_code=True), data["source"].update(digest=digest)))
+    command = ["verify", copy, "--no-latency", "--against", source, "--quiet"]
+    status, _, err = here(*command)
+    assert status == 2
+    assert "--trust" in err
+    assert not ran.exists(), "the code ran"
+    here(*command, "--trust")
+    assert ran.exists()
+
+
 def test_a_resealed_bundle_with_another_model_fails_parity(copy: Path, here: Planish) -> None:
     """Digests that fit prove nothing about the model: the golden samples do."""
     import onnx
@@ -203,9 +226,30 @@ def test_a_resealed_bundle_with_a_broken_graph_fails(copy: Path, here: Planish) 
     assert "Traceback" not in err
 
 
-def reseal(folder: Path) -> None:
+def test_labelled_pictures_are_judged_by_their_labels(
+    here: Planish, model_folder: Folders, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setenv("PLANISH_CACHE", str(cache))
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "label": ["bad", "fair", "good"][i % 3]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = [*settings("latency.points=['1']"), "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "out"]
+    status, _, err = here("export", model_folder("vit"), *asked, "--quiet")
+    assert status == 0, err
+    found = verify(tmp_path / "out", latency=False)
+    quality = found.variants[ORT]["gates"]["quality"]
+    assert (found.ok, quality["verdict"], quality["metric"], quality["samples"]) == (True, "passed", "top-1", 32)
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda data: None) -> None:
     """Write the manifest anew for the files as they are, as somebody who can run Planish could."""
     data = manifest(folder)
+    change(data)
     for name in data["files"]:
         data["files"][name] = {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size}
     data[DIGEST_KEY] = manifest_digest(data)

@@ -69,13 +69,63 @@ def test_embeddings_with_nan_or_too_few_rows() -> None:
 def test_classes_by_hand() -> None:
     p = [np.array([0.9, 0.1]), np.array([0.4, 0.6])]
     q = [np.array([0.8, 0.2]), np.array([0.6, 0.4])]
-    labels, divergence = agreement("text-classification", p, q)
+    logits = [[np.log(row) + shift for row in side] for side, shift in ((p, 3.0), (q, -2.0))]
+    labels, divergence = agreement("text-classification", *logits)
     assert (labels.value, labels.verdict) == (0.5, "failed")
     expected = np.mean([sum(a * np.log(a / b) for a, b in zip(*row, strict=True)) for row in zip(p, q, strict=True)])
     assert divergence.value == pytest.approx(expected)
     assert agreement("image-classification", p, p)[1].value == 0.0
-    sure = [np.array([1.0, 0.0])]
-    assert agreement("text-classification", sure, [np.array([0.0, 1.0])])[1].value is not None
+    sure = [np.array([1000.0, 0.0])]
+    assert agreement("text-classification", sure, [np.array([0.0, 1000.0])])[1].value == pytest.approx(1000)
+    broken = [np.array([np.nan, np.nan])] * 2
+    assert agreement("text-classification", broken, broken)[0].verdict == "failed"
+
+
+def test_scores_have_no_classes_to_agree_on() -> None:
+    """Half of a regression's scores turned over: one logit has one class, so labels would agree on every row."""
+    original = [np.array([value]) for value in np.random.default_rng(0).normal(2, 0.3, 50)]
+    turned = [row if i % 2 else 4 - row for i, row in enumerate(original)]
+    near = [row + 1e-4 for row in original]
+    for problem in ("", "regression"):
+        assert agreement("text-classification", original, turned, problem=problem)[0].verdict == "failed"
+        order, error = agreement("text-classification", original, near, problem=problem)
+        assert order.verdict == "passed"
+        assert error.value == pytest.approx(1e-4 / np.std(original))
+    two = [np.array([row[0], 1.0 + i]) for i, row in enumerate(original)]
+    second = [row * [1, -1] for row in two]
+    assert agreement("text-classification", two, second, problem="regression")[0].value == pytest.approx(-1)
+    broken = [row * np.nan for row in two]
+    assert agreement("text-classification", two, broken, problem="regression")[0].verdict == "failed"
+    few = agreement("text-classification", original[:2], original[:2])
+    assert few[0].verdict == "inconclusive"
+
+
+def test_several_labels_are_chosen_each_by_itself() -> None:
+    original = [np.array([3.0, 2.0, -1.0])] * 50
+    lost = [np.array([3.0, -2.0, -1.0])] * 50  # the likeliest class is the same
+    assert agreement("text-classification", original, lost)[0].verdict == "passed"
+    rows, each = agreement("text-classification", original, lost, problem="multi_label_classification")
+    assert (rows.value, rows.verdict) == (0.0, "failed")
+    assert each.value == pytest.approx(2 / 3)
+    same = agreement("text-classification", original, original, problem="multi_label_classification")
+    assert same[0].verdict == "passed"
+
+
+def test_words_that_no_model_saw_do_not_agree() -> None:
+    original = [np.array([1, 2, *[-100] * 98])]
+    variant = [np.array([1, 9, *[-100] * 98])]
+    (measure,) = agreement("token-classification", original, variant)
+    assert (measure.value, measure.verdict) == (0.5, "failed")
+    assert "98 of 100 not seen" in judge_agreement([measure], 1)["reason"]
+    assert agreement("token-classification", [original[0][2:]], [variant[0][2:]])[0].verdict == "inconclusive"
+
+
+def test_of_many_embeddings_rows_from_everywhere_are_compared() -> None:
+    original = embeddings(rows=3000)
+    spoiled = [*original[:2000], *embeddings(rows=1000, seed=7)]
+    measure = agreement("feature-extraction", original, spoiled)[0]
+    assert measure.verdict == "failed"
+    assert "2000 of 3000 texts" in measure.name
 
 
 @pytest.mark.parametrize(

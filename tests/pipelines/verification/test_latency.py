@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import save_file
 
 from exporter.errors import RequestError
 from pipelines.baselines import PYTORCH
-from pipelines.verification.latency import Plan, measure, plan_groups
+from pipelines.verification.latency import Plan, _used_seconds, measure, plan_groups
 from pipelines.verification.worker_process import WorkerSpec
 
 SESSIONS = "tests.pipelines.verification.sleeping_sessions"
@@ -211,6 +212,19 @@ def test_processor_time_that_others_take_is_said(points: dict[str, Path], log: P
             process.wait()
     assert 0.1 < result.busy_elsewhere <= 1
     assert any("Other processes" in note for note in result.notes)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_only_processors_that_may_be_used_count() -> None:
+    allowed = os.sched_getaffinity(0)
+    everything = _used_seconds([])
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        one = _used_seconds([])
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert one[2] == pytest.approx(psutil.cpu_times(percpu=True)[min(allowed)].idle + one[1], rel=0.1)
+    assert one[2] < 0.75 * everything[2]
 
 
 def test_nothing_to_measure_and_double_names_are_refused(points: dict[str, Path], log: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from exporter.errors import RequestError
-from pipelines.verification.metrics import best_f1, get_metric, metrics, normalize_answer, register_metric
+from pipelines.verification.metrics import best_f1, check_metric, get_metric, metrics, normalize_answer, register_metric
 
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=40)
 
@@ -114,3 +114,20 @@ def test_a_metric_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda weights: np.full(len(weights), 0.5)
 
     assert get_metric("always").value([1], [1]) == 0.5
+
+
+def test_a_metric_has_to_fit_task_and_classes() -> None:
+    tags = {0: "B-PER", 1: "O"}
+    for task in ("text-classification", "image-classification"):
+        check_metric("macro-f1", task, {})
+    check_metric("token-f1", "token-classification", tags)
+    with pytest.raises(RequestError, match=r"does not fit.*exact-match.*accuracy, top-1, macro-f1"):
+        check_metric("exact-match", "text-classification", {})
+    with pytest.raises(RequestError, match="has no metric"):
+        check_metric("accuracy", "custom", {})
+    with pytest.raises(RequestError, match=r"named O.*LABEL_0"):
+        check_metric("token-f1", "token-classification", {0: "LABEL_0"})
+    with pytest.raises(RequestError, match=r"named O.*names no classes"):
+        check_metric("token-f1", "token-classification", {})
+    with pytest.raises(RequestError, match=r"unknown metric.*acuracy.*accuracy"):
+        check_metric("acuracy", "text-classification", {})

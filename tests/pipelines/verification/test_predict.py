@@ -82,7 +82,7 @@ def test_classes_and_their_names() -> None:
     batch = EncodedBatch([0, 1], {}, [{}, {}])
     logits = np.array([[1000.0, 1001.0, 999.0], [2.0, 0.0, 1.0]], np.float32)
     found = predict("text-classification", batch, {"logits": logits})
-    assert [vector.sum() for vector in found] == pytest.approx([1.0, 1.0])
+    np.testing.assert_array_equal(found, logits)
     names = {0: "Bad", 1: "Fair", 2: "Good"}
     rows = [{"label": "fair"}, {"label": 2}]
     assert metric_arguments("text-classification", found, rows, labels=names) == ([1, 0], [1, 2])
@@ -91,7 +91,7 @@ def test_classes_and_their_names() -> None:
     with pytest.raises(RequestError, match="classes 0 to 2"):
         metric_arguments("text-classification", found, [{"label": 0}, {"label": 3}], labels=names)
     single = predict("text-classification", batch, {"logits": np.array([[3.0], [-3.0]])})
-    assert [int(vector.argmax()) for vector in single] == [1, 0]
+    assert metric_arguments("text-classification", single, [{"label": 1}, {"label": 1}]) == ([1, 0], [1, 1])
 
 
 def test_tags_of_words_come_from_their_first_tokens(encoder: TextEncoder) -> None:
@@ -113,13 +113,28 @@ def test_tags_of_words_come_from_their_first_tokens(encoder: TextEncoder) -> Non
     assert get_metric("token-accuracy").value(predictions, truths) == pytest.approx(1 / 3)
 
 
-def test_words_that_were_cut_off_have_class_zero(encoder: TextEncoder) -> None:
+def test_words_that_were_cut_off_have_no_class_and_do_not_count(encoder: TextEncoder) -> None:
     rows = [{"tokens": ["water"] * 100, "tags": [1] * 100}]
     (batch,) = encode_rows("token-classification", encoder, rows)
     logits = np.zeros((*batch.inputs["input_ids"].shape, 2))
     logits[..., 1] = 1
     (tags,) = predict("token-classification", batch, {"logits": logits})
-    assert (len(tags), tags.sum()) == (100, 62)
+    assert (len(tags), (tags == 1).sum(), (tags == -100).sum()) == (100, 62, 38)
+    predictions, truths = metric_arguments("token-classification", [tags], rows)
+    assert get_metric("token-accuracy").value(predictions, truths) == 1.0
+
+
+@pytest.mark.parametrize("outside", [0, 2])
+def test_f1_of_tags_knows_which_of_them_is_outside(outside: int) -> None:
+    names = ["PER", "LOC"]
+    names.insert(outside, "o")
+    labels = dict(enumerate(names))
+    tags = {name: index for index, name in labels.items()}
+    got = [np.array([tags["PER"], tags["o"], tags["o"], tags["LOC"]])]
+    rows = [{"tokens": ["a"] * 4, "tags": ["PER", "LOC", "O", "o"]}]
+    predictions, truths = metric_arguments("token-classification", got, rows, labels=labels)
+    assert get_metric("token-f1").value(predictions, truths) == pytest.approx(2 * 1 / (2 + 2))
+    assert get_metric("token-accuracy").value(predictions, truths) == pytest.approx(2 / 4)
 
 
 def span_logits(batch: EncodedBatch, row: int, start: int, end: int) -> dict[str, np.ndarray]:

@@ -151,6 +151,37 @@ def test_undefined_metrics_are_inconclusive_and_json() -> None:
     assert judge_quality(single, 0.5)["verdict"] == "inconclusive"
 
 
+@pytest.mark.parametrize("rows", [2, 36, 367, 368, 1821])
+def test_rows_without_a_loss_rule_out_only_what_so_many_can(rows: int) -> None:
+    truths = [i % 2 for i in range(rows)]
+    original = [1 - t if i % 5 == 0 else t for i, t in enumerate(truths)]
+    better = [truths[0], *original[1:]]
+    for variant in (original, better):
+        plain = judge_quality(paired_bootstrap(ACCURACY, original, variant, truths), 0.5)
+        assert plain["verdict"] == "passed"
+        found = paired_bootstrap(ACCURACY, original, variant, truths, exact=True)
+        # No loss in so many rows has a probability of 2.5 % where the share at the bad end is lost.
+        assert (1 + found.low / 100) ** rows == pytest.approx(0.025)
+        record = judge_quality(found, 0.5)
+        assert record["verdict"] == ("passed" if rows >= 368 else "inconclusive")
+        assert record["more_samples_needed"] == (None if rows >= 368 else 368 - rows)
+        json.dumps(record, allow_nan=False)
+
+
+def test_the_exact_bound_is_for_shares_of_right_rows_without_a_loss() -> None:
+    original, variant, truths = classified(6, 300)
+    assert paired_bootstrap(ACCURACY, original, variant, truths, exact=True) == paired_bootstrap(
+        ACCURACY, original, variant, truths
+    )
+    rows = rated(3, 50)
+    assert paired_bootstrap(SPEARMAN, *rows, exact=True) == paired_bootstrap(SPEARMAN, *rows)
+    words, answers = ["cat", "dog"], [["cat"], ["bird"]]
+    exact = get_metric("exact-match")
+    assert paired_bootstrap(exact, words, words, answers, exact=True).bounded
+    none = judge_quality(paired_bootstrap(exact, words, words, answers, exact=True), 0.0, 0.0)
+    assert (none["verdict"], none["more_samples_needed"]) == ("inconclusive", None)
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(RequestError, match="budget"):
         judge_quality(difference(0, 0), 1.0, 0.5)
