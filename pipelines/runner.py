@@ -110,7 +110,9 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
         for judged in variants:
             if judged.artifact is not None and not judged.candidate.skip:
                 judged.executed = {}
-        return bench.race(variants, bench.recorded.record["points"])
+        race = bench.race(variants, bench.recorded.record["points"])
+        left_out = [f"Not measured at {reason}" for reason in bench.recorded.record["dropped_points"]]
+        return {**race, "notes": [*race.get("notes", []), *left_out]} if left_out else race
 
 
 def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:
@@ -154,6 +156,7 @@ def _make(
         "samples": recipe.parity.samples,
         "seed": recipe.seed,
         "points": list(recipe.latency.points),
+        "points_given": "points" in recipe.latency.model_fields_set,
         "precisions": sorted({c.variant.precision for c in planned} & {"fp16", "bf16"}),
     }
     recorded = shop.make(

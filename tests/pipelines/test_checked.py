@@ -58,3 +58,5 @@ def test_what_speed_ups_are_over_comes_first_and_then_the_fastest(capsys: pytest
 def test_nothing_was_timed(capsys: pytest.CaptureFixture[str]) -> None:
     show_latency({})
     assert capsys.readouterr().out == "Nothing was timed.\n"
+    show_latency({"notes": ["Not measured at 1x4: the model takes lengths from 8 to 64"]})
+    assert capsys.readouterr().out.endswith("Not measured at 1x4: the model takes lengths from 8 to 64\n")
