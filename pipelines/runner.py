@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import GateError, NoSpaceError, PlanishError, RequestError
 from exporter.original.plain import original_arguments
+from exporter.preprocess import read_labels
 from exporter.sources import resolve_source
 from exporter.tasks import get_task, infer_task
 from pipelines import assemble
@@ -151,7 +152,7 @@ def _make(
     identity = original_key(original)
     planned = candidates(recipe, traceable=source.kind != "onnx")
     data, data_id = _data(recipe, resolved["data"]["sha256"])
-    _refuse_bad_data(recipe)
+    _refuse_bad_data(recipe, source)
     asked = {
         "samples": recipe.parity.samples,
         "seed": recipe.seed,
@@ -193,18 +194,28 @@ def _data(recipe: Recipe, digest: str | None) -> tuple[dict[str, Any], dict[str,
     return {"path": str(path), **common}, {"sha256": digest, **common}
 
 
-def _refuse_bad_data(recipe: Recipe) -> None:
+def _refuse_bad_data(recipe: Recipe, source: Source) -> None:
     """Open the user's data once before anything heavy starts: what is wrong with a file is said at once.
 
     The roles of a `custom` task are its model's inputs, which nobody knows yet: there the first stage finds out.
     """
     asked = recipe.data
-    if asked.evaluation is not None and get_task(str(recipe.task)).roles:
-        from calibration.datasets import load_task_dataset
+    if asked.evaluation is None or not get_task(str(recipe.task)).roles:
+        return
+    from calibration.datasets import load_task_dataset
+    from pipelines.stages.data import refuse_unknown_labels
 
-        load_task_dataset(
-            str(recipe.task), asked.evaluation, columns=asked.columns, limit=asked.limit, split=asked.split
-        )
+    data = load_task_dataset(
+        str(recipe.task),
+        asked.evaluation,
+        columns=asked.columns,
+        limit=asked.limit,
+        seed=recipe.seed,
+        split=asked.split,
+    )
+    labels = {} if source.files_folder is None else read_labels(source.files_folder)
+    # A model with a single logit has two classes, whatever it names.
+    refuse_unknown_labels(data, labels, max(2, 1 + max(labels)) if labels else None)
 
 
 def _log(name: str) -> Path:

@@ -13,7 +13,7 @@ from exporter.errors import RequestError
 from pipelines.processes import report_progress
 from pipelines.recipe import parse_point
 from pipelines.stages import files
-from pipelines.stages.data import BATCH_SIZE, open_data, open_labels
+from pipelines.stages.data import BATCH_SIZE, open_data, open_labels, refuse_unknown_labels
 
 if TYPE_CHECKING:
     from calibration.datasets import Dataset
@@ -63,6 +63,9 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
     report_progress(f"predicting {len(data)} rows with the original")
     batches = encode_rows(task.name, encoder, data, batch_size=BATCH_SIZE, seed=int(arguments["seed"]))
     predictions = run_predictions(task.name, batches, original.run)
+    labels = open_labels(arguments["original"])
+    if "label" in data.roles:  # only now the classes of a model are known that names none
+        refuse_unknown_labels(data, labels, len(predictions[0]))
     files.write_predictions(folder / files.PREDICTIONS, predictions)
     write_golden_rows(original, encoder, list(data), predictions, folder / files.GOLDEN, int(arguments["seed"]))
     module = original.module
@@ -72,7 +75,7 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
         "points": points,
         "dropped_points": dropped,
         "data": {"origin": data.origin, "digest": data.digest, "rows": len(data), "labelled": data.labelled},
-        "labels": {str(key): value for key, value in open_labels(arguments["original"]).items()},
+        "labels": {str(key): value for key, value in labels.items()},
         "parameters": sum(p.numel() for p in module.parameters()) if module is not None else None,
         "cases": len(cases),
     }

@@ -346,6 +346,36 @@ def test_a_column_that_is_not_there(refused: Refused, folder: Path, tmp_path: Pa
     assert "--column" in everything(refused("export", folder, "--data", texts, "--column", "text"))
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [((1, 0), "'The river is long.' in row 1"), ((0, 1), "'awful' in row 2"), ((0, 2), "7 in row 2")],
+)
+def test_labels_that_are_no_classes_of_the_model(
+    refused: Refused, model_folder: Folders, tmp_path: Path, columns: tuple[int, int], told: str
+) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("The river is long.,good,2\nWhat a film!,awful,7\n")
+    named = [part for role, at in zip(("text", "label"), columns, strict=True) for part in ("--column", f"{role}={at}")]
+    error = refused("export", model_folder("bert-classifier"), "--data", data, *named, *settings())
+    assert "rows.csv" in error["what"]
+    assert told in error["value"]
+    assert "bad, fair, good" in error["remedy"]
+    assert "--column" in error["remedy"]
+
+
+@pytest.mark.slow
+def test_labels_beyond_the_classes_of_a_model_that_names_none(
+    refused: Refused, model_folder: Folders, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(model_folder("bert-classifier"), tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (model / "config.json").write_text(json.dumps({**config, "num_labels": 3}))
+    for label, told in (("3", "3 in row 1"), ("good", "names none")):
+        (tmp_path / "rows.csv").write_text(f"text,label\nThe river is long.,{label}\n")
+        assert told in everything(refused("export", model, "--data", tmp_path / "rows.csv", *settings()))
+
+
 def test_data_of_an_unknown_kind(refused: Refused, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     assert "rows.xlsx" in everything(refused("export", folder, "--data", tmp_path / "rows.xlsx", *settings()))
