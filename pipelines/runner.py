@@ -14,7 +14,7 @@ from exporter.tasks import get_task, infer_task
 from pipelines import assemble
 from pipelines.artifacts import Artifacts, build_engine, make_artifacts
 from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
-from pipelines.cache import Cache, default_root
+from pipelines.cache import Cache, log_folder
 from pipelines.digests import path_digest
 from pipelines.judging import Bench, Judged, add_timings, locate
 from pipelines.plan import candidates, ingredients, original_key
@@ -219,9 +219,7 @@ def _refuse_bad_data(recipe: Recipe, source: Source) -> None:
 
 
 def _log(name: str) -> Path:
-    folder = default_root() / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    return log_folder() / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
 
 
 def _write(results: assemble.Results, folder: Path, *, replace: bool) -> Bundle:

@@ -434,6 +434,39 @@ def test_cache_that_cannot_be_written_is_a_lack_of_the_environment(
     assert "PLANISH_CACHE" in err
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "n" * 300, "~nobody-of-that-name/cache", "/proc/nothing"])
+@pytest.mark.parametrize("command", [["cache", "ls"], ["cache", "clean"], ["bench", "tests.models:conv_factory"]])
+def test_cache_where_no_folder_can_be(
+    planish: Planish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, command: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PLANISH_CACHE", place if place.startswith(("~", "/")) else str(tmp_path / place))
+    status, out, err = planish(*command)
+    if place == "/proc/nothing" and command[0] == "cache":  # nothing has to be made there
+        assert (status, err) == (0, "")
+    else:
+        assert (status, out) == (2, "")
+        assert "PLANISH_CACHE" in err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
+@pytest.mark.parametrize("command", [["cache", "ls"], ["cache", "clean"], ["bench", "tests.models:conv_factory"]])
+def test_cache_of_another_user(
+    planish: Planish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    with Cache(tmp_path / "cache") as cache:
+        fill(cache, 1)
+    monkeypatch.setenv("PLANISH_CACHE", str(tmp_path / "cache"))
+    planish("--help")  # loads what a command needs
+    os.seteuid(65534)
+    try:
+        status, out, err = planish(*command)
+    finally:
+        os.seteuid(0)
+    assert (status, out) == (3, "")
+    assert "PLANISH_CACHE" in err
+
+
 def test_ages() -> None:
     assert [age(s) for s in (0.2, 30, 90, 7200, 86_400, 200_000)] == [
         "now", "30 s ago", "2 min ago", "2 h ago", "24 h ago", "2 days ago",
