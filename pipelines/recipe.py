@@ -17,6 +17,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from exporter.artifact import PRECISIONS
 from exporter.errors import RequestError
+from exporter.sources.source import LONGEST_NAME
 from pipelines.digests import json_digest, path_digest
 from pipelines.recipe_errors import Wrong, request_error
 from pipelines.recipe_file import anchor_paths, merge, parse_overrides, read_yaml
@@ -61,7 +62,7 @@ class Recipe(Section):
 
     source: Name
     task: Name | None = None
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)] | None = None
     revision: Name | None = None
     trust_remote_code: Bool = False
     trust: Bool = False

@@ -280,6 +280,7 @@ def test_a_program_needs_trust_and_must_be_one(refused: Refused, tmp_path: Path)
         ("require=[tensorrt-int4-nothing]", "require"),
         ("latency.budget_s=soon", "budget_s"),
         ("name=../../up", "name"),
+        (f"name={'n' * 201}", "200 characters"),
         ("keep=some", "selected"),
         ("nonsense", "nonsense"),
     ],
@@ -395,6 +396,22 @@ def test_an_output_folder_that_is_no_bundle(refused: Refused, folder: Path, work
     (work / "file").write_text("years of work")
     refused("export", folder, "--out", work / "file", "--overwrite")
     refused("export", folder, "--out", work / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    "out", ["/proc/nothing", "/proc/nothing/below", "n" * 250, f"{'n' * 300}/below", "/".join(["n" * 99] * 50)]
+)
+def test_an_output_folder_that_cannot_be_made(refused: Refused, folder: Path, cache_root: Path, out: str) -> None:
+    error = refused("export", folder, "--out", out)
+    assert out[:20] in error["value"]
+    assert "--out" in error["remedy"]
+    assert list(cache_root.iterdir()) == [], "work began"
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="no file system here that refuses every user")
+def test_an_output_folder_that_may_not_be_made(refused: Refused, folder: Path, cache_root: Path) -> None:
+    assert "--out" in refused("export", folder, "--out", "/sys/nothing", status=3)["remedy"]
+    assert list(cache_root.iterdir()) == [], "work began"
 
 
 @pytest.mark.slow
