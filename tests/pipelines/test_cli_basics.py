@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
-from exporter.errors import ERROR_BY_EXIT_STATUS, EnvironmentLackError, RequestError
+from exporter.errors import ERROR_BY_EXIT_STATUS, EnvironmentLackError, InternalError, RequestError
 from exporter.targets import targets
 from pipelines.bundle import write_bundle
 from pipelines.cache import Cache, stage_key
@@ -191,7 +191,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("error", "expected"), FAILURES, ids=[type(error).__name__ for error, _ in FAILURES])
 def test_exit_status_of_every_failure_raised_by_a_made_up_command(
-    planish: Planish, raising: Callable[[BaseException], None], error: BaseException, expected: int
+    planish: Planish, raising: Callable[[BaseException], None], cache_root: Path, error: BaseException, expected: int
 ) -> None:
     raising(error)
     status, out, err = planish("raise-it")
@@ -204,6 +204,29 @@ def test_exit_status_of_every_failure_raised_by_a_made_up_command(
     assert told["exit"] == expected
     if expected in ERROR_BY_EXIT_STATUS and isinstance(error, ERROR_BY_EXIT_STATUS[expected]):
         assert told == {"what": "it happened", "value": "/a/b", "remedy": "Do this", "exit": expected}
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), InternalError("a bug that was expected")])
+def test_a_bug_names_a_log_that_has_the_details(
+    planish: Planish, raising: Callable[[BaseException], None], cache_root: Path, error: Exception
+) -> None:
+    raising(error)
+    told = json.loads(planish("raise-it", "--json")[1])["error"]
+    log = Path(told["remedy"].partition("The details are in ")[2])
+    assert log.parent == cache_root / "logs"
+    assert "in raise_it" in log.read_text(encoding="utf-8")
+
+
+def test_a_bug_where_the_cache_cannot_be_written_is_logged_elsewhere(
+    planish: Planish, raising: Callable[[BaseException], None], cache_root: Path
+) -> None:
+    cache_root.write_text("")
+    raising(ValueError("a bug"))
+    status, _, err = planish("raise-it")
+    assert status == 4
+    log = Path(err.strip().partition("The details are in ")[2])
+    assert "in raise_it" in log.read_text(encoding="utf-8")
+    log.unlink()
 
 
 WAIT = """
