@@ -35,7 +35,10 @@ def run_command(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", None, "Run the same command again: it goes on where it was", 130, as_json)
+        kept = (
+            "it begins anew, for --no-cache keeps nothing" if "--no-cache" in arguments else "it goes on where it was"
+        )
+        return _fail("interrupted", None, f"Run the same command again: {kept}", _INTERRUPTED, as_json)
     except TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return _fail(message.rstrip("."), None, "planish --help says what there is", 2, as_json)

@@ -106,6 +106,8 @@ def bench_subject(
     from pipelines.manifest import MANIFEST
 
     asked = None if points is None else [point.strip() for point in points.split(",") if point.strip()]
+    if asked == []:
+        raise RequestError("no operating point is given", repr(points), "As in --points 1x16,8x128, or leave it out")
     if (Path(subject) / MANIFEST).is_file():
         timed = _bench_bundle(Path(subject), asked, budget_s, threads, trust, quiet)
     else:

@@ -148,6 +148,8 @@ def test_name_of_a_bundle(planish: Planish, minilm: str) -> None:
         ["doctor", "--no-such-option"],
         ["cache", "clean", "--older-than-days", "-1"],
         ["cache", "clean", "--older-than-days", "soon"],
+        ["bench", "tests.models:conv_factory", "--points", ""],
+        ["bench", "tests.models:conv_factory", "--points", " , "],
         ["inspect", "no/such/model/anywhere"],
         ["inspect", "no_such_package:model"],
     ],
@@ -232,9 +234,9 @@ def test_a_bug_where_the_cache_cannot_be_written_is_logged_elsewhere(
 WAIT = """
 import sys, time
 from pipelines.cli import main
-from pipelines.cli.commands import Json, app
+from pipelines.cli.commands import Json, NoCache, app
 @app.command("wait")
-def wait(as_json: Json = False) -> int:
+def wait(no_cache: NoCache = False, as_json: Json = False) -> int:
     print("waiting", file=sys.stderr, flush=True)
     time.sleep(60)
     return 0
@@ -262,7 +264,12 @@ def test_interrupt_ends_with_130_and_no_traceback() -> None:
 
 
 def test_interrupt_is_told() -> None:
-    assert interrupted()[2].startswith("error: interrupted")
+    told = interrupted()[2]
+    assert told.startswith("error: interrupted")
+    assert "goes on where it was" in told
+    told = interrupted("--no-cache")[2]
+    assert "goes on" not in told
+    assert "begins anew" in told
 
 
 def test_interrupt_is_told_as_json() -> None:
