@@ -17,7 +17,7 @@ from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
 from pipelines.cache import Cache, log_folder
 from pipelines.digests import path_digest
 from pipelines.judging import Bench, Judged, add_timings, locate
-from pipelines.plan import candidates, ingredients, original_key
+from pipelines.plan import candidates, ingredients, original_key, refuse_unoffered
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe, recipe_digest, usable_cores
 from pipelines.trust import remember_engine
@@ -56,6 +56,7 @@ def run(
         EnvironmentLackError: Something is missing here.
     """
     progress = progress or Progress(quiet=True)
+    refuse_unoffered(recipe)
     source = resolve_source(
         recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
     )
@@ -100,6 +101,7 @@ def outcome(bundle: Bundle) -> GateError | None:
 def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Any]:
     """Time what a source becomes, without judging it: the race alone, as ``evidence/latency.json`` has it."""
     progress = progress or Progress(quiet=True)
+    refuse_unoffered(recipe)
     source = resolve_source(
         recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
     )

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
+from exporter.artifact import PRECISIONS
+from exporter.errors import RequestError
+from exporter.targets import get_target, targets
 from pipelines.cli import run_command
+from pipelines.plan import refuse_unoffered
+from pipelines.recipe import Recipe
 from tests.models import make_model
 from tests.pipelines.jobs import digests, settings, texts_file
 
@@ -289,6 +294,28 @@ def test_settings_that_are_wrong(refused: Refused, folder: Path, setting: str, t
     assert told in everything(refused("export", folder, "--set", setting))
 
 
+def test_a_precision_that_no_target_of_the_recipe_offers(refused: Refused, tmp_path: Path, cache_root: Path) -> None:
+    """Also beside one that they offer, and before the source is looked at: there is none."""
+    offered = get_target("onnxruntime-cpu").precisions
+    strange = next(
+        precision for precision in PRECISIONS if all(precision not in t.precisions for t in targets().values())
+    )
+    for asked in (strange, f"fp32, {strange}"):
+        chosen = ["--set", "targets=[onnxruntime-cpu]", "--set", f"precisions=[{asked}]"]
+        error = refused("export", tmp_path / "nowhere", *chosen)
+        assert error["value"] == strange
+        assert error["remedy"] == f"They offer {', '.join(p for p in PRECISIONS if p in offered)}"
+    assert list(cache_root.iterdir()) == [], "work began"
+    error = refused("export", tmp_path / "nowhere", "--set", "targets=[openvino-cpu]", "--set", "precisions=[fp16]")
+    assert "tensorrt" in error["remedy"]
+
+
+def test_default_precisions_need_not_all_be_offered() -> None:
+    refuse_unoffered(Recipe(source="x", targets=["openvino-cpu"]))
+    with pytest.raises(RequestError, match="offers a precision"):
+        refuse_unoffered(Recipe(source="x", targets=["openvino-cpu"], precisions=["fp32", "fp16"]))
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -345,6 +372,7 @@ def test_a_column_that_is_not_there(refused: Refused, folder: Path, tmp_path: Pa
     error = refused("export", folder, "--data", texts, "--column", "text=sentence", *settings())
     assert "sentence" in everything(error)
     assert "--column" in everything(refused("export", folder, "--data", texts, "--column", "text"))
+
 
 
 @pytest.mark.parametrize(
