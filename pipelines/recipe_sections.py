@@ -130,6 +130,13 @@ class Data(Section):
     split: Name | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
+    @model_validator(mode="after")
+    def _about_given_data(self) -> Data:
+        for key in ("columns", "split", "sha256"):
+            if self.evaluation is None and (value := getattr(self, key)):
+                raise Wrong("there is no data for it", value, "Give the data too: data.evaluation, or --data", key)
+        return self
+
 
 class Parity(Section):
     """Numerical comparison with the original: real samples taken beside the shape envelope."""

@@ -374,6 +374,11 @@ def test_a_column_that_is_not_there(refused: Refused, folder: Path, tmp_path: Pa
     assert "--column" in everything(refused("export", folder, "--data", texts, "--column", "text"))
 
 
+def test_columns_without_data(refused: Refused, folder: Path) -> None:
+    error = refused("export", folder, "--column", "text=sentence")
+    assert "columns" in error["what"]
+    assert "--data" in error["remedy"]
+
 
 @pytest.mark.parametrize(
     ("columns", "told"),
