@@ -257,14 +257,12 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
         },
         "baselines": race.get("baselines", {}),
         "latency": {
-            **{
-                key: race.get(key)
-                for key in ("baseline", "threads", "affinity", "rounds", "min_block_ms", "points", "seconds")
-            },
-            "notes": [*race.get("notes", []), *record["dropped_points"]],
+            key: race[key]
+            for key in ("baseline", "threads", "affinity", "rounds", "min_block_ms", "points", "seconds", "notes")
+            if key in race
         }
-        if race
-        else {},
+        # Also where nothing was timed: that may be why.
+        | {"dropped_points": record["dropped_points"]},
         "passes": [
             {**one, "pipeline": FUSED if ingredient == FUSED else "portable"}
             for ingredient, made in results.artifacts.passes.items()

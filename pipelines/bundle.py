@@ -23,6 +23,9 @@ from pipelines.recipe import recipe_digest as digest_of_recipe
 __all__ = ["Bundle", "Difference", "check_integrity", "check_out", "read_bundle", "write_bundle"]
 
 OVERALL = "overall"
+_REMEDY = "choose another --out"
+_BELOW = 256
+"""Bytes that the path of a file in a bundle may have, from the bundle's folder on."""
 _FORMATS = {".onnx": "onnx", ".pt2": "aoti"}
 
 
@@ -126,14 +129,17 @@ def check_out(
 
     Raises:
         RequestError: Something else than a bundle is there, or a bundle that would have to be overwritten, or one
-            with files of somebody else in its folder.
+            with files of somebody else in its folder, or no folder can be made there.
+        EnvironmentLackError: Writing is not allowed there, or no space is left.
     """
     out = Path(os.path.realpath(out))
+    above = next(path for path in out.parents if os.path.lexists(path))
+    if not above.is_dir():
+        raise RequestError("a file is where a folder is needed", above, "Choose another --out")
+    _refuse_long(out, above)
     _put_back(out)
     if not os.path.lexists(out):
-        above = next(path for path in out.parents if os.path.lexists(path))
-        if not above.is_dir():
-            raise RequestError("a file is where a folder is needed", above, "Choose another --out")
+        _try_to_write(out, above)
         return "new"
     if not (out / MANIFEST).is_file():
         raise RequestError("the output folder exists and is not a bundle", out, "Choose another --out")
@@ -143,6 +149,7 @@ def check_out(
     if not overwrite:
         raise RequestError(f"the output folder holds {changed}", out, "Choose another --out, or add --overwrite")
     _refuse_to_delete(out)
+    _try_to_write(out, above)
     return "replace"
 
 
@@ -155,6 +162,24 @@ def _refuse_to_delete(out: Path) -> None:
             f"{out}: {shown}",
             "Move them away first, or choose another --out",
         )
+
+
+def _refuse_long(out: Path, above: Path) -> None:
+    """Refuse a name that the file system at `above` does not take, with what is put around it while it is written."""
+    names = [*out.relative_to(above).parts, f".{out.name}.planish-old-12345678"]
+    longest, whole = os.pathconf(above, "PC_NAME_MAX"), os.pathconf(above, "PC_PATH_MAX")
+    if max(len(os.fsencode(name)) for name in names) > longest or len(os.fsencode(out)) + _BELOW > whole:
+        raise RequestError("the name of the output folder is too long", out, "Choose another --out, or a shorter name")
+
+
+def _try_to_write(out: Path, above: Path) -> None:
+    """Make a folder at `above`, the first of `out`'s folders that is there, and remove it: permissions alone do not say
+    whether that works (below ``/proc``, or for root)."""
+    with disk_errors(out, _REMEDY), disk_errors(above, _REMEDY):
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.planish-", dir=above))
+        except FileNotFoundError as error:
+            raise RequestError("no folder can be made there", out, "Choose another --out") from error
 
 
 def _why_not_the_same(out: Path, source_digest: str, recipe_digest: str) -> str | None:
@@ -193,7 +218,7 @@ def write_bundle(files: Mapping[str, Path | bytes], manifest: Manifest, out: Pat
     if missing := [name for name in named if name not in files]:
         raise InternalError("a variant's file is not in the bundle", missing[0])
     out = Path(os.path.realpath(out))
-    with disk_errors(out.parent, "choose another --out"):
+    with disk_errors(out.parent, _REMEDY):
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out.parent / f".{out.name}.planish.lock")
         lock.acquire()
@@ -268,7 +293,7 @@ def _put_back(out: Path) -> None:
     if os.path.lexists(out) or not _leftovers(out, "old-"):
         return
     lock = FileLock(out.parent / f".{out.name}.planish.lock")
-    with disk_errors(out.parent, "choose another --out"):
+    with disk_errors(out.parent, _REMEDY):
         lock.acquire()
         try:
             for path in _leftovers(out, "old-"):

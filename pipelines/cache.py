@@ -24,12 +24,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from exporter.errors import InternalError
+from exporter.errors import InternalError, RequestError
 from pipelines.cache_entry import RECORD, StageKey, read_record, stage_key, write_record
-from pipelines.disk import disk_error, disk_errors, remove_tree, sync_folder, sync_tree
+from pipelines.disk import disk_error, disk_errors, make_folder, remove_tree, sync_folder, sync_tree
 from pipelines.locks import FileLock
 
-__all__ = ["Cache", "CleanResult", "Entry", "StageKey", "StageResult", "default_root", "stage_key"]
+__all__ = ["Cache", "CleanResult", "Entry", "StageKey", "StageResult", "default_root", "log_folder", "stage_key"]
 
 _REMEDY = "set PLANISH_CACHE to another folder"
 _PRIVATE = "planish-no-cache-"
@@ -77,10 +77,28 @@ class CleanResult:
 
 
 def default_root() -> Path:
-    """``$PLANISH_CACHE``, or ``~/.cache/planish``."""
-    if named := os.environ.get("PLANISH_CACHE"):
+    """``$PLANISH_CACHE``, or ``~/.cache/planish``.
+
+    Raises:
+        RequestError: It begins with the home of a user who has none.
+    """
+    named = os.environ.get("PLANISH_CACHE") or "~/.cache/planish"
+    try:
         return Path(named).expanduser().absolute()
-    return Path("~/.cache/planish").expanduser()
+    except RuntimeError as error:
+        raise RequestError(
+            "there is no such home folder for the cache", named, _REMEDY[:1].upper() + _REMEDY[1:]
+        ) from error
+
+
+def log_folder() -> Path:
+    """``logs`` in the cache's root, made where it is not there yet: the first that a command writes.
+
+    Raises:
+        EnvironmentLackError: The cache cannot be written.
+        RequestError: ``PLANISH_CACHE`` names a file, or a place where no folder can be.
+    """
+    return make_folder(default_root() / "logs", _REMEDY)
 
 
 class Cache:
@@ -155,12 +173,18 @@ class Cache:
         return self._result(record, folder, False, started)
 
     def ls(self) -> list[Entry]:
-        """The entries, the last used first."""
+        """The entries, the last used first.
+
+        Raises:
+            EnvironmentLackError: The folder cannot be read, or (to see what is in use) its locks cannot be opened.
+            RequestError: Its name is too long.
+        """
         now = time.time()
         entries = []
-        for path in _subfolders(self.root / "stages"):
-            with suppress(FileNotFoundError):  # somebody cleans at this moment
-                entries.append(self._entry(path, now))
+        with disk_errors(self.root, _REMEDY):
+            for path in _subfolders(self.root / "stages"):
+                with suppress(FileNotFoundError):  # somebody cleans at this moment
+                    entries.append(self._entry(path, now))
         return sorted(entries, key=lambda entry: entry.unused_s)
 
     def clean(self, *, older_than_s: float | None = None, everything: bool = False) -> CleanResult:

@@ -15,7 +15,7 @@ from exporter.targets import get_target
 from exporter.tasks import get_task
 from pipelines.baselines import reference_of
 from pipelines.bundle import Bundle, Difference, check_integrity, read_bundle
-from pipelines.cache import default_root
+from pipelines.cache import log_folder
 from pipelines.manifest import MANIFEST, VariantEntry
 from pipelines.opening import OPENER, opening
 from pipelines.processes import run_job
@@ -263,6 +263,4 @@ def trusted_digests(bundle: Bundle, trust: bool) -> frozenset[str]:
 
 
 def _log(bundle: Bundle) -> Path:
-    folder = default_root() / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{bundle.manifest.name}-verify.log"
+    return log_folder() / f"{bundle.manifest.name}-verify.log"

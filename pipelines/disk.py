@@ -14,6 +14,7 @@ from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError, Re
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -62,13 +63,31 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def make_folder(folder: Path, remedy: str) -> Path:
+    """Make a folder, and those above it, where they are not there yet.
+
+    Raises:
+        EnvironmentLackError: No space is left, or writing is not allowed there.
+        RequestError: There is a file, a name is too long, or this is no place for folders (below ``/proc``, say).
+    """
+    with disk_errors(folder, remedy):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            shown = f"{folder} ({error.strerror})"
+            raise RequestError("no folder can be made there", shown, _sentence(remedy)) from error
+    return folder
+
+
 @contextmanager
 def disk_errors(place: Path, remedy: str) -> Iterator[None]:
     """Turn a full or unwritable disk into an error with a remedy, wherever in the chain of causes it is.
 
     Raises:
         EnvironmentLackError: No space is left, or writing is not allowed at `place`.
-        RequestError: `place` leads through a file.
+        RequestError: `place` leads through a file, or its name is too long.
     """
     try:
         yield
@@ -94,6 +113,8 @@ def disk_error(error: BaseException, place: Path, remedy: str) -> PlanishError |
             )
         if isinstance(error, FileExistsError | NotADirectoryError):
             return RequestError("a file is where a folder is needed", error.filename, _sentence(remedy))
+        if error.errno in _UNUSABLE:
+            return RequestError("no folder can be there", f"{place} ({error.strerror})", _sentence(remedy))
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Variant
+from exporter.errors import RequestError
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -37,6 +38,30 @@ class Candidate:
     portable: bool
     skip: str = ""
     remedy: str = ""
+
+
+def refuse_unoffered(recipe: Recipe) -> None:
+    """Refuse a precision that none of the recipe's targets offers: nothing would be made of it, and nothing said.
+
+    The default precisions are those of all targets together, so of those one is enough.
+
+    Raises:
+        RequestError: Lists what the targets offer.
+    """
+    from exporter.artifact import PRECISIONS
+    from exporter.targets import get_target, targets
+
+    offered = {p for name in recipe.targets for p in get_target(name).precisions}
+    missing = [p for p in recipe.precisions if p not in offered]
+    if not missing or ("precisions" not in recipe.model_fields_set and len(missing) < len(recipe.precisions)):
+        return
+    others = [name for name, target in targets().items() if set(missing) <= set(target.precisions)]
+    raise RequestError(
+        "no target of the recipe offers a precision that it asks for",
+        ", ".join(missing),
+        f"They offer {', '.join(p for p in PRECISIONS if p in offered)}"
+        + (f"; add a target that offers it: {', '.join(others)}" if others else ""),
+    )
 
 
 def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:

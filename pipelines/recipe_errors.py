@@ -85,6 +85,8 @@ def _finding(item: dict[str, Any], model: type[BaseModel]) -> tuple[str, str, An
         return key, "out of range", value, "It must be a finite number"
     if kind in ("too_short", "string_too_short"):
         return key, "is empty", value, "Give at least one"
+    if kind == "string_too_long":
+        return key, "is too long", value, f"It may have {context['max_length']} characters"
     if kind == "string_pattern_mismatch":
         return key, "not of the right form", value, f"It must match {context['pattern']}"
     if kind in _MUST_BE:

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from exporter.sources.source import LONGEST_NAME
 from pipelines.recipe_errors import Wrong
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
@@ -27,7 +28,7 @@ Bool = Annotated[bool, Strict()]
 Count = Annotated[Int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
 # A name of a folder or a log, and never a way to one elsewhere.
-BundleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+BundleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
 Point = Annotated[str, Field(min_length=1)]
 Column = Annotated[
     Name,
@@ -131,6 +132,13 @@ class Data(Section):
     limit: Count | None = None
     split: Name | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _about_given_data(self) -> Data:
+        for key in ("columns", "split", "sha256"):
+            if self.evaluation is None and (value := getattr(self, key)):
+                raise Wrong("there is no data for it", value, "Give the data too: data.evaluation, or --data", key)
+        return self
 
 
 class Parity(Section):

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import GateError, NoSpaceError, PlanishError, RequestError
 from exporter.original.plain import original_arguments
+from exporter.preprocess import read_labels
 from exporter.sources import resolve_source
 from exporter.tasks import get_task, infer_task
 from pipelines import assemble
 from pipelines.artifacts import Artifacts, build_engine, make_artifacts
 from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
-from pipelines.cache import Cache, default_root
+from pipelines.cache import Cache, log_folder
 from pipelines.digests import path_digest
 from pipelines.judging import BUSY, Bench, Judged, add_timings, locate
-from pipelines.plan import candidates, ingredients, original_key
+from pipelines.plan import candidates, ingredients, original_key, refuse_unoffered
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
 from pipelines.trust import remember_engine
@@ -59,6 +60,7 @@ def run(
         EnvironmentLackError: Something is missing here.
     """
     progress = progress or Progress(quiet=True)
+    refuse_unoffered(recipe)
     source = resolve_source(
         recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
     )
@@ -113,6 +115,7 @@ def outcome(bundle: Bundle) -> GateError | None:
 def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Any]:
     """Time what a source becomes, without judging it: the race alone, as ``evidence/latency.json`` has it."""
     progress = progress or Progress(quiet=True)
+    refuse_unoffered(recipe)
     source = resolve_source(
         recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
     )
@@ -124,7 +127,9 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
         for judged in variants:
             if judged.artifact is not None and not judged.candidate.skip:
                 judged.executed = {}
-        return bench.race(variants, bench.recorded.record["points"], anew=True)
+        race = bench.race(variants, bench.recorded.record["points"], anew=True)
+        left_out = [f"Not measured at {reason}" for reason in bench.recorded.record["dropped_points"]]
+        return {**race, "notes": [*race.get("notes", []), *left_out]} if left_out else race
 
 
 def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:
@@ -163,11 +168,12 @@ def _make(
     identity = original_key(original)
     planned = candidates(recipe, traceable=source.kind != "onnx")
     data, data_id = _data(recipe, resolved["data"]["sha256"])
-    _refuse_bad_data(recipe)
+    _refuse_bad_data(recipe, source)
     asked = {
         "samples": recipe.parity.samples,
         "seed": recipe.seed,
         "points": list(recipe.latency.points),
+        "points_given": "points" in recipe.latency.model_fields_set,
         "precisions": sorted({c.variant.precision for c in planned} & {"fp16", "bf16"}),
     }
     recorded = shop.make(
@@ -215,25 +221,39 @@ def _named_now(recorded: Made, data: Mapping[str, Any]) -> Made:
     return replace(recorded, record={**recorded.record, "data": {**recorded.record["data"], "origin": origin}})
 
 
-def _refuse_bad_data(recipe: Recipe) -> None:
+def _refuse_bad_data(recipe: Recipe, source: Source) -> None:
     """Open the user's data once before anything heavy starts: what is wrong with a file is said at once.
 
     The roles of a `custom` task are its model's inputs, which nobody knows yet: there the first stage finds out.
     """
     asked = recipe.data
-    if asked.evaluation is not None and get_task(str(recipe.task)).roles:
-        from calibration.datasets import load_task_dataset
+    if asked.evaluation is None or not get_task(str(recipe.task)).roles:
+        return
+    from calibration.datasets import load_task_dataset
+    from pipelines.postprocess import problem_type
+    from pipelines.stages.data import refuse_unknown_labels
+    from pipelines.verification.predict import WITHOUT_METRIC
 
-        load_task_dataset(
-            str(recipe.task), asked.evaluation, columns=asked.columns, limit=asked.limit, split=asked.split
-        )
+    data = load_task_dataset(
+        str(recipe.task),
+        asked.evaluation,
+        columns=asked.columns,
+        limit=asked.limit,
+        seed=recipe.seed,
+        split=asked.split,
+    )
+    folder = source.files_folder
+    if folder is not None and problem_type(folder) in WITHOUT_METRIC:
+        return
+    labels = {} if folder is None else read_labels(folder)
+    # A model with a single logit has two classes, whatever it names.
+    refuse_unknown_labels(data, labels, max(2, 1 + max(labels)) if labels else None)
 
 
 def _refuse_bad_metric(recipe: Recipe, source: Source) -> None:
     """Look at the metric before anything heavy starts."""
     if recipe.quality.metric is None:
         return
-    from exporter.preprocess import read_labels
     from pipelines.verification.metrics import check_metric
 
     labels = {} if source.files_folder is None else read_labels(source.files_folder)
@@ -241,9 +261,7 @@ def _refuse_bad_metric(recipe: Recipe, source: Source) -> None:
 
 
 def _log(name: str) -> Path:
-    folder = default_root() / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    return log_folder() / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
 
 
 def _write(results: assemble.Results, folder: Path, *, replace: bool) -> Bundle:

@@ -160,6 +160,8 @@ def _explain(view: ReportView, line: Callable[..., None]) -> None:
     for reason, variants in view.skipped:
         names = ", ".join(v.id for v in variants)
         line(("skipped", "dim"), (f"  {names}: {formats.short(reason or 'no reason given', _LONGEST_REASON)}", "dim"))
+    if view.dropped_points:
+        line((formats.short(view.dropped_points, _LONGEST_REASON), "yellow"))
     if view.built_in_data:
         line(("Built-in sentences were used where no data was given.", "dim"))
 

@@ -13,8 +13,12 @@ import typer
 import yaml
 
 from exporter.original.base import DEFAULT_MAX_BATCH
+from exporter.original.plain import open_described, original_arguments
+from exporter.sources import resolve_source
+from exporter.tasks import get_task
 from pipelines import Recipe, load_recipe
 from pipelines.cli.commands import app
+from pipelines.stages.record import usable_points
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(ROOT.glob("docs/*.md"))]
@@ -41,6 +45,12 @@ def commands(program: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
+def custom_recipes() -> list[str]:
+    """The recipes that declare a model of the reader's own, from pages and examples."""
+    found = [*(text for _, text in blocks("yaml")), *(path.read_text(encoding="utf-8") for path in EXAMPLES)]
+    return [text for text in found if re.search("^custom:", text, re.MULTILINE)]
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example_recipes_validate_and_their_data_is_there(path: Path) -> None:
     recipe = load_recipe(path)
@@ -52,6 +62,16 @@ def test_recipes_in_the_documentation_validate(page: str, text: str, tmp_path: P
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text, encoding="utf-8")
     assert load_recipe(recipe).source
+
+
+@pytest.mark.parametrize("text", custom_recipes())
+def test_models_take_the_points_that_the_documentation_shows(text: str, tmp_path: Path) -> None:
+    """A point that a model does not take is left out of the measurement, so that a wrong recipe would run."""
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.custom is not None
+    asked = original_arguments(resolve_source(recipe.source), get_task("custom"), custom=recipe.custom.model_dump())
+    assert usable_points(recipe.latency.points, open_described(asked).signature) == ([*recipe.latency.points], [])
 
 
 def test_the_reference_names_every_key_and_its_default() -> None:
@@ -138,5 +158,6 @@ def test_python_in_the_documentation_imports_what_there_is(page: str, text: str)
 def test_the_documentation_shows_something_to_check() -> None:
     assert len(EXAMPLES) >= 2
     assert len(blocks("yaml")) >= 3
+    assert len(custom_recipes()) >= 2
     assert len(commands("planish")) >= 15
     assert len(commands("make")) >= 4

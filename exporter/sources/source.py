@@ -16,9 +16,13 @@ SourceKind = Literal["huggingface", "package", "factory", "pt2", "onnx"]
 KINDS: tuple[str, ...] = get_args(SourceKind)
 
 
+LONGEST_NAME = 200
+"""Characters of a bundle's name: file systems take 255 bytes, and logs and half-written bundles add to it."""
+
+
 def bundle_name(text: str) -> str:
     """`text` as a name for bundles: letters, digits, ``.``, ``_`` and ``-``, beginning with a letter or digit."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-") or "model"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:LONGEST_NAME] or "model"
 
 
 @dataclass(frozen=True)

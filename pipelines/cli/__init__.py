@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from exporter.errors import PlanishError
 
+_BUG = 4
 _INTERRUPTED = 130
 
 
@@ -33,7 +35,10 @@ def run_command(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", None, "Run the same command again: it goes on where it was", 130, as_json)
+        kept = (
+            "it begins anew, for --no-cache keeps nothing" if "--no-cache" in arguments else "it goes on where it was"
+        )
+        return _fail("interrupted", None, f"Run the same command again: {kept}", _INTERRUPTED, as_json)
     except TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return _fail(message.rstrip("."), None, "planish --help says what there is", 2, as_json)
@@ -47,9 +52,34 @@ def run_command(arguments: list[str]) -> int:
 
 def _fail_with(error: Exception, as_json: bool) -> int:
     from pipelines.processes import as_planish_error
+    from pipelines.processes.failures import see
 
     told: PlanishError = as_planish_error(error, log=None, doing="planish")
-    return _fail(told.what, told.value, told.remedy, told.exit_status, as_json)
+    remedy = told.remedy
+    if told.exit_status == _BUG and (told is not error or remedy is None):  # a job names its own log
+        remedy = see(_log(error))
+    return _fail(told.what, told.value, remedy, told.exit_status, as_json)
+
+
+def _log(error: Exception) -> Path | None:
+    """A file with everything about an error that nobody foresaw; `None` where none can be written."""
+    import tempfile
+    import traceback
+
+    from exporter.errors import PlanishError
+    from pipelines.cache import log_folder
+
+    try:
+        folder = log_folder()
+    except PlanishError:  # the cache may be the very trouble
+        folder = Path(tempfile.gettempdir())
+    try:
+        fd, name = tempfile.mkstemp(prefix="error-", suffix=".log", dir=folder, text=True)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(f"planish {' '.join(sys.argv[1:])}\n\n{''.join(traceback.format_exception(error))}")
+    except OSError:
+        return None
+    return Path(name)
 
 
 def _fail(what: str, value: Any, remedy: str | None, status: int, as_json: bool) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import RequestError
+from exporter.errors import GateError, RequestError
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 
@@ -101,11 +102,13 @@ def bench_subject(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Measure the latency of a bundle's variants, or of what a source would become."""
+    """Measure the latency of a bundle's variants, or of what a source would become; 1 where there is no comparison."""
     from pipelines.cli.checked import show_latency
     from pipelines.manifest import MANIFEST
 
     asked = None if points is None else [point.strip() for point in points.split(",") if point.strip()]
+    if asked == []:
+        raise RequestError("no operating point is given", repr(points), "As in --points 1x16,8x128, or leave it out")
     if (Path(subject) / MANIFEST).is_file():
         timed = _bench_bundle(Path(subject), asked, budget_s, threads, trust, quiet)
     else:
@@ -114,17 +117,45 @@ def bench_subject(
         print(json.dumps(timed))
     else:
         show_latency(timed)
-    return 0
+    problem = untimed(timed, subject)
+    if problem is None:
+        return 0
+    if not as_json:
+        print(f"error: {problem}", file=sys.stderr)
+    return problem.exit_status
+
+
+def untimed(timed: Mapping[str, Any], subject: str) -> GateError | None:
+    """Why a measurement tells nothing, or ``None``: what the others are compared with was timed."""
+    from pipelines.baselines import label
+    from pipelines.cache import log_folder
+
+    workers = {**timed.get("baselines", {}), **timed.get("variants", {})}
+    if not workers:
+        return GateError("nothing was timed", subject, "planish inspect and planish doctor say what can run here")
+    reference = timed["baseline"]
+    if reason := workers[reference]["error"]:
+        return GateError(
+            "what speed-ups are over was not timed", f"{label(reference)} ({reason})", f"The logs are in {log_folder()}"
+        )
+    return None
 
 
 def _bench_bundle(
     folder: Path, points: list[str] | None, budget_s: float, threads: int | None, trust: bool, quiet: bool
 ) -> dict[str, Any]:
     from exporter.targets import get_target
-    from pipelines.bundle import read_bundle
+    from pipelines.bundle import check_integrity, read_bundle
     from pipelines.checking import bench_bundle, trusted_digests
     from pipelines.recipe import usable_cores
 
+    progress = Progress(quiet=quiet)
+    with progress.step("Check every file"):
+        differences = check_integrity(folder)
+    if differences:
+        shown = "; ".join(str(difference) for difference in differences[:5])
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise GateError("the bundle is not as it was written", shown + more, "Make it again, or get it again")
     bundle = read_bundle(folder)
     names = [
         entry.id
@@ -137,7 +168,7 @@ def _bench_bundle(
         trusted_digests(bundle, trust),
         threads=threads or usable_cores(),
         budget_s=budget_s,
-        progress=Progress(quiet=quiet),
+        progress=progress,
         points=points,
     )
 

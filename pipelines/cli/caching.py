@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import asdict
 
-from exporter.errors import RequestError
 from pipelines.cache import Cache, CleanResult, Entry
 from pipelines.cli.screens import Screen, emit
+from pipelines.disk import disk_errors
 from pipelines.report.formats import duration, size
 
 _DAY_S = 86_400
@@ -16,7 +18,8 @@ def list_cache(as_json: bool) -> int:
     """Print the cache's entries, the last used first; returns the exit status.
 
     Raises:
-        RequestError: The cache's folder is a file.
+        RequestError: The cache's folder is a file, or no folder can be there.
+        EnvironmentLackError: The folder cannot be read.
     """
     cache = _cache()
     entries = cache.ls()
@@ -46,7 +49,7 @@ def clean_cache(older_than_days: float | None, as_json: bool) -> int:
         The exit status.
 
     Raises:
-        RequestError: The cache's folder is a file.
+        RequestError: The cache's folder is a file, or no folder can be there.
         EnvironmentLackError: The folder cannot be written.
     """
     cache = _cache()
@@ -63,8 +66,8 @@ def clean_cache(older_than_days: float | None, as_json: bool) -> int:
 
 def _cache() -> Cache:
     cache = Cache()
-    if cache.root.exists() and not cache.root.is_dir():
-        raise RequestError("the cache's folder is a file", cache.root, "Set PLANISH_CACHE to a folder")
+    with disk_errors(cache.root, "set PLANISH_CACHE to another folder"), suppress(FileNotFoundError):
+        os.scandir(cache.root).close()
     return cache
 
 

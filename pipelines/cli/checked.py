@@ -32,6 +32,8 @@ def show_latency(record: Mapping[str, Any]) -> None:
     screen = Screen()
     if not workers:
         screen.line("Nothing was timed.")
+        for note in record.get("notes", []):
+            screen.line(note, "dim")
         screen.show()
         return
     points, reference = record["points"], record["baseline"]

@@ -100,8 +100,8 @@ def last_line(error: BaseException) -> str:
 
 def see(log: Path | None) -> str:
     """The remedy of an error that a user cannot have caused."""
-    where = f"The details are in {log}" if log is not None else "Run it again with more logging"
-    return f"This is a bug in Planish or in a library below it. {where}"
+    where = f". The details are in {log}" if log is not None else ""
+    return f"This is a bug in Planish or in a library below it{where}"
 
 
 def encode(error: PlanishError) -> dict[str, Any]:

@@ -63,6 +63,12 @@ class ReportView:
         other = [str(name) for data in self.baselines.values() for name in mapping(data, "points")]
         return list(dict.fromkeys([*named, *measured, *other]))
 
+    @cached_property
+    def dropped_points(self) -> str:
+        """The operating points that the model does not take, with the reasons, in a line; empty where it takes all."""
+        dropped = "; ".join(str(reason) for reason in listing(self.data, "latency", "dropped_points"))
+        return f"Not measured at {dropped}." if dropped else ""
+
     @property
     def reference_label(self) -> str:
         """What speed-ups are against, in a sentence."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import InputContract, Signature
+from exporter.errors import RequestError
 from exporter.sources import Source
 from exporter.tasks import get_task
 
@@ -69,3 +70,34 @@ def open_problem(original: Mapping[str, Any]) -> str:
 
     source = Source.from_dict(dict(original["source"]))
     return "" if source.files_folder is None else problem_type(source.files_folder)
+
+
+def refuse_unknown_labels(data: Dataset, labels: Mapping[int, str], classes: int | None = None) -> None:
+    """Refuse data whose labels are no classes of the model: they are wrong for every variant, and for the original.
+
+    Args:
+        data: Read once where it is labelled.
+        labels: The model's class names by index; empty where it has none.
+        classes: The number of its classes, where it is known.
+
+    Raises:
+        RequestError: Names the file, the row and the label.
+    """
+    from pipelines.verification.predict import class_id
+
+    if not data.labelled:
+        return
+    for number, row in enumerate(data, start=1):
+        found = [row["label"]] if "label" in row else row.get("tags", ())
+        try:
+            for label in found:
+                class_id(label, labels, classes if "label" in row else None)  # a tag below 0 is one that does not count
+        except RequestError as error:
+            shown = repr(error.value) if len(repr(error.value)) <= 80 else f"{repr(error.value)[:77]}..."
+            known = ", ".join(list(labels.values())[:10]) + (", ..." if len(labels) > 10 else "")
+            has = f"It has {known}" if labels else "It names none, so that labels must be numbers"
+            raise RequestError(
+                f"a label in {data.origin} is no class of the model",
+                f"{shown} in row {number}",
+                f"{has}. Mend the data, or name another column with --column",
+            ) from error

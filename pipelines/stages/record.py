@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.artifact import InputContract, Signature
+from exporter.errors import RequestError
 from pipelines.processes import report_progress
 from pipelines.recipe import parse_point
 from pipelines.stages import files
-from pipelines.stages.data import BATCH_SIZE, open_data, open_labels
+from pipelines.stages.data import BATCH_SIZE, open_data, open_labels, open_problem, refuse_unknown_labels
 
 if TYPE_CHECKING:
     from calibration.datasets import Dataset
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 FLOOR_ELEMENTS = 1024
 """Input elements up to which a case is used for the noise floor; larger ones take the pooled value."""
+DEFAULT_LENGTH = 32
+"""The length that is suggested where a model takes it."""
 
 
 def record(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -28,24 +31,30 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         arguments: ``original``, ``data`` (see `open_data`), ``samples`` (rows for parity), ``seed``, ``points``
-            (labels), ``precisions`` (whose noise floors are wanted), ``folder``.
+            (labels), ``points_given`` (they are the user's own, not the default), ``precisions`` (whose noise floors
+            are wanted), ``folder``.
 
     Returns:
         ``signature``, ``contract``, ``points`` (those that this model takes), ``dropped_points`` (why not the others),
         ``data`` (origin, digest, rows, labelled), ``labels``, ``parameters``, ``cases`` (how many).
+
+    Raises:
+        RequestError: The model takes none of the points that the user gave, or the source or the data are wrong.
     """
     from exporter.original import open_described
     from pipelines.verification.encode import encode_rows
-    from pipelines.verification.predict import run_predictions
+    from pipelines.verification.predict import WITHOUT_METRIC, run_predictions
 
     folder = Path(arguments["folder"])
     report_progress("opening the original")
     original = open_described(arguments["original"])
     signature, contract, task = original.signature, original.contract, original.task
+    points, dropped = usable_points(arguments["points"], signature)
+    if not points and arguments["points_given"]:
+        raise no_usable_point(dropped, signature)
     data = open_data(arguments["data"], task.name, signature, contract)
     encoder = original.encoder
     samples = _samples(task.name, encoder, data, int(arguments["samples"]), int(arguments["seed"]))
-    points, dropped = usable_points(arguments["points"], signature)
     cases = _cases(original, samples, points, int(arguments["seed"]), encoder)
     report_progress(f"running the original on {len(cases)} parity cases")
     _run_cases(original, cases, folder, arguments["precisions"])
@@ -54,6 +63,11 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
     report_progress(f"predicting {len(data)} rows with the original")
     batches = encode_rows(task.name, encoder, data, batch_size=BATCH_SIZE, seed=int(arguments["seed"]))
     predictions = run_predictions(task.name, batches, original.run)
+    labels = open_labels(arguments["original"])
+    if (
+        "label" in data.roles and open_problem(arguments["original"]) not in WITHOUT_METRIC
+    ):  # only now the classes of a model are known that names none
+        refuse_unknown_labels(data, labels, len(predictions[0]))
     files.write_predictions(folder / files.PREDICTIONS, predictions)
     write_golden_rows(original, encoder, list(data), predictions, folder / files.GOLDEN, int(arguments["seed"]))
     module = original.module
@@ -63,7 +77,7 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
         "points": points,
         "dropped_points": dropped,
         "data": {"origin": data.origin, "digest": data.digest, "rows": len(data), "labelled": data.labelled},
-        "labels": {str(key): value for key, value in open_labels(arguments["original"]).items()},
+        "labels": {str(key): value for key, value in labels.items()},
         "parameters": sum(p.numel() for p in module.parameters()) if module is not None else None,
         "cases": len(cases),
     }
@@ -90,6 +104,17 @@ def usable_points(labels: Sequence[str], signature: Signature) -> tuple[list[str
         elif name not in kept:
             kept.append(name)
     return kept, dropped
+
+
+def no_usable_point(dropped: Sequence[str], signature: Signature) -> RequestError:
+    """The error for operating points of which a model takes none; its remedy names one that it takes."""
+    along = signature.length
+    point = "1" if along is None else f"1x{min(max(DEFAULT_LENGTH, along.min), along.max)}"
+    return RequestError(
+        "the model takes none of the operating points",
+        "; ".join(dropped),
+        f"Give points that it takes, such as {point}",
+    )
 
 
 def _samples(task: str, encoder: Any, data: Dataset, count: int, seed: int) -> list[dict[str, np.ndarray]]:

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
+from exporter.artifact import PRECISIONS
+from exporter.errors import RequestError
+from exporter.targets import get_target, targets
 from pipelines.cli import run_command
+from pipelines.plan import refuse_unoffered
+from pipelines.recipe import Recipe
 from tests.models import make_model
 from tests.pipelines.jobs import digests, settings, texts_file
 
@@ -280,6 +285,7 @@ def test_a_program_needs_trust_and_must_be_one(refused: Refused, tmp_path: Path)
         ("require=[tensorrt-int4-nothing]", "require"),
         ("latency.budget_s=soon", "budget_s"),
         ("name=../../up", "name"),
+        (f"name={'n' * 201}", "200 characters"),
         ("keep=some", "selected"),
         ("quality.metric=speerman", "spearman"),
         ("quality.metric=exact-match", "does not fit the task feature-extraction"),
@@ -288,6 +294,28 @@ def test_a_program_needs_trust_and_must_be_one(refused: Refused, tmp_path: Path)
 )
 def test_settings_that_are_wrong(refused: Refused, folder: Path, setting: str, told: str) -> None:
     assert told in everything(refused("export", folder, "--set", setting))
+
+
+def test_a_precision_that_no_target_of_the_recipe_offers(refused: Refused, tmp_path: Path, cache_root: Path) -> None:
+    """Also beside one that they offer, and before the source is looked at: there is none."""
+    offered = get_target("onnxruntime-cpu").precisions
+    strange = next(
+        precision for precision in PRECISIONS if all(precision not in t.precisions for t in targets().values())
+    )
+    for asked in (strange, f"fp32, {strange}"):
+        chosen = ["--set", "targets=[onnxruntime-cpu]", "--set", f"precisions=[{asked}]"]
+        error = refused("export", tmp_path / "nowhere", *chosen)
+        assert error["value"] == strange
+        assert error["remedy"] == f"They offer {', '.join(p for p in PRECISIONS if p in offered)}"
+    assert list(cache_root.iterdir()) == [], "work began"
+    error = refused("export", tmp_path / "nowhere", "--set", "targets=[openvino-cpu]", "--set", "precisions=[fp16]")
+    assert "tensorrt" in error["remedy"]
+
+
+def test_default_precisions_need_not_all_be_offered() -> None:
+    refuse_unoffered(Recipe(source="x", targets=["openvino-cpu"]))
+    with pytest.raises(RequestError, match="offers a precision"):
+        refuse_unoffered(Recipe(source="x", targets=["openvino-cpu"], precisions=["fp32", "fp16"]))
 
 
 @pytest.mark.parametrize(
@@ -348,6 +376,42 @@ def test_a_column_that_is_not_there(refused: Refused, folder: Path, tmp_path: Pa
     assert "--column" in everything(refused("export", folder, "--data", texts, "--column", "text"))
 
 
+def test_columns_without_data(refused: Refused, folder: Path) -> None:
+    error = refused("export", folder, "--column", "text=sentence")
+    assert "columns" in error["what"]
+    assert "--data" in error["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [((1, 0), "'The river is long.' in row 1"), ((0, 1), "'awful' in row 2"), ((0, 2), "7 in row 2")],
+)
+def test_labels_that_are_no_classes_of_the_model(
+    refused: Refused, model_folder: Folders, tmp_path: Path, columns: tuple[int, int], told: str
+) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("The river is long.,good,2\nWhat a film!,awful,7\n")
+    named = [part for role, at in zip(("text", "label"), columns, strict=True) for part in ("--column", f"{role}={at}")]
+    error = refused("export", model_folder("bert-classifier"), "--data", data, *named, *settings())
+    assert "rows.csv" in error["what"]
+    assert told in error["value"]
+    assert "bad, fair, good" in error["remedy"]
+    assert "--column" in error["remedy"]
+
+
+@pytest.mark.slow
+def test_labels_beyond_the_classes_of_a_model_that_names_none(
+    refused: Refused, model_folder: Folders, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(model_folder("bert-classifier"), tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (model / "config.json").write_text(json.dumps({**config, "num_labels": 3}))
+    for label, told in (("3", "3 in row 1"), ("good", "names none")):
+        (tmp_path / "rows.csv").write_text(f"text,label\nThe river is long.,{label}\n")
+        assert told in everything(refused("export", model, "--data", tmp_path / "rows.csv", *settings()))
+
+
 def test_data_of_an_unknown_kind(refused: Refused, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     assert "rows.xlsx" in everything(refused("export", folder, "--data", tmp_path / "rows.xlsx", *settings()))
@@ -367,6 +431,22 @@ def test_an_output_folder_that_is_no_bundle(refused: Refused, folder: Path, work
     (work / "file").write_text("years of work")
     refused("export", folder, "--out", work / "file", "--overwrite")
     refused("export", folder, "--out", work / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    "out", ["/proc/nothing", "/proc/nothing/below", "n" * 250, f"{'n' * 300}/below", "/".join(["n" * 99] * 50)]
+)
+def test_an_output_folder_that_cannot_be_made(refused: Refused, folder: Path, cache_root: Path, out: str) -> None:
+    error = refused("export", folder, "--out", out)
+    assert out[:20] in error["value"]
+    assert "--out" in error["remedy"]
+    assert list(cache_root.iterdir()) == [], "work began"
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="no file system here that refuses every user")
+def test_an_output_folder_that_may_not_be_made(refused: Refused, folder: Path, cache_root: Path) -> None:
+    assert "--out" in refused("export", folder, "--out", "/sys/nothing", status=3)["remedy"]
+    assert list(cache_root.iterdir()) == [], "work began"
 
 
 @pytest.mark.slow

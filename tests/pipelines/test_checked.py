@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.cli.actions import untimed
 from pipelines.cli.checked import show_latency, show_variants
 
 
@@ -58,3 +59,23 @@ def test_what_speed_ups_are_over_comes_first_and_then_the_fastest(capsys: pytest
 def test_nothing_was_timed(capsys: pytest.CaptureFixture[str]) -> None:
     show_latency({})
     assert capsys.readouterr().out == "Nothing was timed.\n"
+    show_latency({"notes": ["Not measured at 1x4: the model takes lengths from 8 to 64"]})
+    assert capsys.readouterr().out.endswith("Not measured at 1x4: the model takes lengths from 8 to 64\n")
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ({"eager": None, "quick": "it crashed"}, None),
+        ({"eager": "it crashed", "quick": None}, "eager PyTorch (it crashed)"),
+        ({}, "nothing was timed"),
+    ],
+)
+def test_a_measurement_without_its_reference_is_a_failure(errors: dict[str, str | None], told: str | None) -> None:
+    workers = {name: {"error": error, "points": {}} for name, error in errors.items()}
+    record = {"baseline": "eager", "baselines": {}, "variants": workers} if workers else {}
+    found = untimed(record, "bundles/x")
+    assert (found is None) is (told is None)
+    if found is not None and told is not None:
+        assert told in str(found)
+        assert found.exit_status == 1

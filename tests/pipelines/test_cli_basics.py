@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
-from exporter.errors import ERROR_BY_EXIT_STATUS, EnvironmentLackError, RequestError
+from exporter.errors import ERROR_BY_EXIT_STATUS, EnvironmentLackError, InternalError, RequestError
 from exporter.targets import targets
 from pipelines.bundle import write_bundle
 from pipelines.cache import Cache, stage_key
@@ -148,6 +148,8 @@ def test_name_of_a_bundle(planish: Planish, minilm: str) -> None:
         ["doctor", "--no-such-option"],
         ["cache", "clean", "--older-than-days", "-1"],
         ["cache", "clean", "--older-than-days", "soon"],
+        ["bench", "tests.models:conv_factory", "--points", ""],
+        ["bench", "tests.models:conv_factory", "--points", " , "],
         ["inspect", "no/such/model/anywhere"],
         ["inspect", "no_such_package:model"],
     ],
@@ -191,7 +193,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("error", "expected"), FAILURES, ids=[type(error).__name__ for error, _ in FAILURES])
 def test_exit_status_of_every_failure_raised_by_a_made_up_command(
-    planish: Planish, raising: Callable[[BaseException], None], error: BaseException, expected: int
+    planish: Planish, raising: Callable[[BaseException], None], cache_root: Path, error: BaseException, expected: int
 ) -> None:
     raising(error)
     status, out, err = planish("raise-it")
@@ -206,12 +208,35 @@ def test_exit_status_of_every_failure_raised_by_a_made_up_command(
         assert told == {"what": "it happened", "value": "/a/b", "remedy": "Do this", "exit": expected}
 
 
+@pytest.mark.parametrize("error", [ValueError("a bug"), InternalError("a bug that was expected")])
+def test_a_bug_names_a_log_that_has_the_details(
+    planish: Planish, raising: Callable[[BaseException], None], cache_root: Path, error: Exception
+) -> None:
+    raising(error)
+    told = json.loads(planish("raise-it", "--json")[1])["error"]
+    log = Path(told["remedy"].partition("The details are in ")[2])
+    assert log.parent == cache_root / "logs"
+    assert "in raise_it" in log.read_text(encoding="utf-8")
+
+
+def test_a_bug_where_the_cache_cannot_be_written_is_logged_elsewhere(
+    planish: Planish, raising: Callable[[BaseException], None], cache_root: Path
+) -> None:
+    cache_root.write_text("")
+    raising(ValueError("a bug"))
+    status, _, err = planish("raise-it")
+    assert status == 4
+    log = Path(err.strip().partition("The details are in ")[2])
+    assert "in raise_it" in log.read_text(encoding="utf-8")
+    log.unlink()
+
+
 WAIT = """
 import sys, time
 from pipelines.cli import main
-from pipelines.cli.commands import Json, app
+from pipelines.cli.commands import Json, NoCache, app
 @app.command("wait")
-def wait(as_json: Json = False) -> int:
+def wait(no_cache: NoCache = False, as_json: Json = False) -> int:
     print("waiting", file=sys.stderr, flush=True)
     time.sleep(60)
     return 0
@@ -239,7 +264,12 @@ def test_interrupt_ends_with_130_and_no_traceback() -> None:
 
 
 def test_interrupt_is_told() -> None:
-    assert interrupted()[2].startswith("error: interrupted")
+    told = interrupted()[2]
+    assert told.startswith("error: interrupted")
+    assert "goes on where it was" in told
+    told = interrupted("--no-cache")[2]
+    assert "goes on" not in told
+    assert "begins anew" in told
 
 
 def test_interrupt_is_told_as_json() -> None:
@@ -431,6 +461,39 @@ def test_cache_that_cannot_be_written_is_a_lack_of_the_environment(
     monkeypatch.setenv("PLANISH_CACHE", "/sys")
     status, _, err = planish("cache", "clean")
     assert status == EnvironmentLackError.exit_status == 3
+    assert "PLANISH_CACHE" in err
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "n" * 300, "~nobody-of-that-name/cache", "/proc/nothing"])
+@pytest.mark.parametrize("command", [["cache", "ls"], ["cache", "clean"], ["bench", "tests.models:conv_factory"]])
+def test_cache_where_no_folder_can_be(
+    planish: Planish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, command: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PLANISH_CACHE", place if place.startswith(("~", "/")) else str(tmp_path / place))
+    status, out, err = planish(*command)
+    if place == "/proc/nothing" and command[0] == "cache":  # nothing has to be made there
+        assert (status, err) == (0, "")
+    else:
+        assert (status, out) == (2, "")
+        assert "PLANISH_CACHE" in err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
+@pytest.mark.parametrize("command", [["cache", "ls"], ["cache", "clean"], ["bench", "tests.models:conv_factory"]])
+def test_cache_of_another_user(
+    planish: Planish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    with Cache(tmp_path / "cache") as cache:
+        fill(cache, 1)
+    monkeypatch.setenv("PLANISH_CACHE", str(tmp_path / "cache"))
+    planish("--help")  # loads what a command needs
+    os.seteuid(65534)
+    try:
+        status, out, err = planish(*command)
+    finally:
+        os.seteuid(0)
+    assert (status, out) == (3, "")
     assert "PLANISH_CACHE" in err
 
 

@@ -82,6 +82,8 @@ def test_import_needs_no_model_library() -> None:
         ({"source": "a", "require": ["onnxruntime-cpu-int8"]}, "'require'", "onnxruntime-cpu-int8", "precisions"),
         ({"source": "a", "threads": 0}, "'threads'", "0", "at least 1"),
         ({"source": "a", "quality": {"max_drop": 2.0, "max_drop_worst": 1}}, "'quality.max_drop_worst'", "1", "2.0"),
+        ({"source": "a", "data": {"columns": {"text": "t"}}}, "'data.columns'", "'t'", "data.evaluation"),
+        ({"source": "a", "data": {"split": "test"}}, "'data.split'", "test", "data.evaluation"),
         ({"source": "a", "data": {"columns": {"text": -3}}}, "'data.columns.text'", "-3", "quote it"),
         ({"source": "a", "task": "fill-mask", "custom": {"inputs": {"x": {"dtype": "int64", "shape": [1]}},
           "outputs": ["y"]}}, "'task'", "fill-mask", "task: custom"),
@@ -144,7 +146,9 @@ def test_custom_errors(change: dict[str, Any], key: str, value: str) -> None:
 
 
 def test_load_reads_yaml_and_lays_overrides_over_it(tmp_path: Path) -> None:
-    path = write(tmp_path, "source: package:folder\nlatency: {points: [1x16], budget_s: 5}\nseed: 3\n")
+    path = write(
+        tmp_path, "source: package:folder\nlatency: {points: [1x16], budget_s: 5}\nseed: 3\ndata: {evaluation: a.csv}\n"
+    )
     recipe = load_recipe(
         path, ["latency.budget_s=10", "data.columns.text=sentence", "precisions=[fp32]", "keep=selected"]
     )
@@ -290,8 +294,8 @@ def test_a_changed_picture_is_other_data(tmp_path: Path) -> None:
 
 
 def test_columns_by_position_are_numbers_or_their_digits() -> None:
-    recipe = Recipe(source="m", data={"columns": {"text": 0, "label": 3}})
-    assert recipe == Recipe(source="m", data={"columns": {"text": "0", "label": "3"}})
+    recipe = Recipe(source="m", data={"evaluation": "a.csv", "columns": {"text": 0, "label": 3}})
+    assert recipe == Recipe(source="m", data={"evaluation": "a.csv", "columns": {"text": "0", "label": "3"}})
     with pytest.raises(RequestError, match="columns"):
         Recipe(source="m", data={"columns": {"text": -1}})
     with pytest.raises(RequestError, match="columns"):

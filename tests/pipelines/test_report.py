@@ -321,6 +321,12 @@ def test_the_parity_chart_shows_the_case_nearest_to_its_own_limit() -> None:
     assert marks(str(row.plot), "circle", "first")[0] < marks(str(row.plot), "line", "limit")[0]
 
 
+def test_points_that_the_model_does_not_take_are_told_also_where_nothing_was_timed() -> None:
+    report = nothing_selected() | {"latency": {"dropped_points": ["1x4: the model takes lengths from 8 to 64"]}}
+    assert "Not measured at 1x4: the model takes lengths from 8 to 64." in Page(render_html(report)).text
+    assert "Not measured at" not in Page(render_html(full())).text
+
+
 def test_what_could_not_be_timed_is_named_with_its_reason() -> None:
     report = full()
     report["variants"][6]["gates"]["latency"] = {"verdict": "failed", "reason": "the worker crashed (SIGSEGV)"}

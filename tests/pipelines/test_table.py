@@ -54,6 +54,13 @@ def test_reasons_and_commands_are_told() -> None:
     assert "Built-in sentences were used" in text
 
 
+def test_points_that_the_model_does_not_take_are_told_also_where_nothing_was_timed() -> None:
+    report = full() | {"latency": {"dropped_points": ["1x4: the model takes lengths from 8 to 64", "17x16: too many"]}}
+    told = "Not measured at 1x4: the model takes lengths from 8 to 64; 17x16: too many."
+    assert told in printed(report, 200).splitlines()
+    assert "Not measured at" not in printed(full(), 200)
+
+
 def test_the_verdict_is_the_last_word() -> None:
     assert printed(full(), 200).splitlines()[-1].startswith("Ship onnxruntime-cpu-fp32: 2.37x faster")
     last = printed(nothing_selected(), 200).splitlines()[-2:]

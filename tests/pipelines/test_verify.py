@@ -99,6 +99,18 @@ def test_the_command_fails_and_names_the_file(copy: Path, here: Planish, name: s
     assert [(d["path"], d["kind"]) for d in json.loads(out)["differences"]] == [(name, "changed")]
 
 
+def test_a_changed_bundle_is_not_timed(copy: Path, here: Planish) -> None:
+    status, out, err = here("bench", copy, "--budget-s", "1")
+    assert status == 0, err
+    assert ORT in out
+    content = bytearray((copy / "onnx/model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "onnx/model.onnx").write_bytes(content)
+    status, out, err = here("bench", copy, "--budget-s", "1", "--quiet")
+    assert (status, out) == (1, "")
+    assert "onnx/model.onnx: changed" in err
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
