@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
 from exporter.errors import ERROR_BY_EXIT_STATUS, EnvironmentLackError, InternalError, RequestError
+from exporter.sources import resolve_source
 from exporter.targets import targets
 from pipelines.bundle import write_bundle
 from pipelines.cache import Cache, stage_key
@@ -487,7 +488,8 @@ def test_cache_of_another_user(
     with Cache(tmp_path / "cache") as cache:
         fill(cache, 1)
     monkeypatch.setenv("PLANISH_CACHE", str(tmp_path / "cache"))
-    planish("--help")  # loads what a command needs
+    resolve_source("tests.models:conv_factory")  # loads what a command needs: the other user may not read it
+    planish("--help")
     os.seteuid(65534)
     try:
         status, out, err = planish(*command)
