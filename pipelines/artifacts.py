@@ -7,11 +7,13 @@ from typing import Any
 
 from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, PlanishError
-from pipelines.plan import PORTABLE_FILES, PROGRAM, Candidate
+from pipelines.plan import PROGRAM, Candidate
+from pipelines.quantizing import Learning, needs, quantize
 from pipelines.recipe_sections import Export
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 FUSED = "onnx-fp32-fused"
+HALF = ("onnx-bf16", "onnx-fp16")
 
 
 @dataclass
@@ -24,7 +26,8 @@ class Artifacts:
         emulations: FP32 graphs that round as the half artifact of that ingredient does.
         errors: Why an ingredient could not be made.
         passes: Records of the graph passes.
-        precision: Records of the half conversions.
+        precision: Records of the conversions to a lower precision.
+        calibration: The stage that took the ranges, where one did.
         engines: By variant id: the files built, the first to open, and the engine's SHA-256.
     """
 
@@ -35,6 +38,7 @@ class Artifacts:
     passes: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibration: Made | None = None
 
     def put(self, ingredient: str, made: Made, path: str, like: Artifact) -> None:
         self.ready[ingredient] = Artifact(made.folder / path, "onnx", like.signature, like.contract)
@@ -46,10 +50,11 @@ def make_artifacts(
     original: dict[str, Any],
     original_id: dict[str, Any],
     recorded: Made,
-    wanted: set[str],
+    asked: set[str],
     export: Export,
+    learning: Learning,
 ) -> Artifacts:
-    """Make every wanted ingredient.
+    """Make every ingredient that is asked for, and what these are made from.
 
     The portable FP32 ONNX graph is always made; failing there ends the run. Any other failure is kept in `errors`.
 
@@ -57,6 +62,7 @@ def make_artifacts(
         PlanishError: The model cannot be exported.
     """
     result = Artifacts()
+    wanted = asked | {needed for ingredient in asked if (needed := needs(ingredient)) is not None}
     how = {"opset": export.opset, "external_data": export.external_data}
     exported = shop.make(
         "export-onnx",
@@ -77,7 +83,7 @@ def make_artifacts(
             fused = _optimize(shop, base, base_id, recorded, export, fuse=True)
             result.put(FUSED, fused, fused.record["path"], raw)
             result.passes[FUSED] = fused.record["record"]
-    for ingredient in sorted(wanted & set(PORTABLE_FILES) - {"onnx-fp32"}):
+    for ingredient in sorted(wanted & set(HALF)):
         with _Kept(result, ingredient):
             _lower(shop, result, ingredient, base, base_id, export)
     if PROGRAM in wanted:
@@ -93,6 +99,12 @@ def make_artifacts(
             made = Artifact.from_dict(program.record["artifact"])
             result.ready[PROGRAM] = Artifact(program.folder / made.path, "pt2", made.signature, made.contract)
             result.ids[PROGRAM] = program.id
+    for ingredient in sorted(name for name in wanted if needs(name) is not None):
+        if error := result.errors.get(str(needs(ingredient))):
+            result.errors[ingredient] = error
+            continue
+        with _Kept(result, ingredient):
+            quantize(shop, result, ingredient, learning, export.external_data)
     return result
 
 

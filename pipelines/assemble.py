@@ -223,10 +223,28 @@ def evidence(results: Results) -> Files:
             place: results.artifacts.precision[ingredient]
             for ingredient, place in PORTABLE_FILES.items()
             if ingredient in results.artifacts.precision
+        }
+        | {
+            v.candidate.variant.id: results.artifacts.precision[v.candidate.ingredient]
+            for v in results.variants
+            if v.candidate.ingredient in results.artifacts.precision and v.candidate.ingredient not in PORTABLE_FILES
         },
         "passes": results.artifacts.passes,
     }
-    return {f"evidence/{name}.json": to_json(document) for name, document in documents.items()}
+    files: Files = {f"evidence/{name}.json": to_json(document) for name, document in documents.items()}
+    if (learned := results.artifacts.calibration) is not None:
+        files["evidence/calibration.json"] = learned.folder / learned.record["path"]
+    return files
+
+
+def _calibrated(results: Results) -> dict[str, Any]:
+    """What the report says about calibration data; nothing where no range was learned."""
+    learned = results.artifacts.calibration
+    if learned is None:
+        return {}
+    record = learned.record["record"]
+    note = "; ".join([f"ranges of {record['tensors']} tensors", *record["notes"]])
+    return {"calibration": {"origin": record["origin"], "rows": record["samples"], "labelled": None, "note": note}}
 
 
 def to_json(document: Any) -> bytes:
@@ -254,6 +272,7 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
         },
         "data": {
             "evaluation": {**record["data"], "note": f"quality on all rows, parity on up to {limit} of them"},
+            **_calibrated(results),
         },
         "baselines": race.get("baselines", {}),
         "latency": {

@@ -17,6 +17,7 @@ PORTABLE_FILES = {
     "onnx-fp32": "onnx/model.onnx",
     "onnx-fp16": "onnx/model_fp16.onnx",
     "onnx-bf16": "onnx/model_bf16.onnx",
+    "onnx-int8-dynamic": "onnx/model_int8.onnx",
 }
 """Where a portable artifact lies in the bundle: the names that transformers.js and sentence-transformers know."""
 
@@ -76,8 +77,8 @@ def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:
     found: list[Candidate] = []
     for name in recipe.targets:
         target = get_target(name)
-        for variant in target.variants(recipe.precisions):
-            state = target.availability(variant)
+        for variant in target.variants(recipe.precisions, every_form=recipe.forms == "all"):
+            state = target.buildable(variant)
             skip, remedy = ("", "") if state.available else (state.reason, state.remedy)
             if target.consumes == "pt2" and not traceable:
                 skip, remedy = "the source is an ONNX file, and this target compiles PyTorch", "Give the PyTorch model"

@@ -25,6 +25,7 @@ from pipelines.recipe_file import anchor_paths, merge, parse_overrides, read_yam
 from pipelines.recipe_sections import (
     Bool,
     BundleName,
+    Calibration,
     Contract,
     Custom,
     Data,
@@ -69,7 +70,8 @@ class Recipe(Section):
     trust_remote_code: Bool = False
     trust: Bool = False
     targets: tuple[str, ...] = Field(default=TARGETS, min_length=1)
-    precisions: tuple[str, ...] = Field(default=("fp32", "fp16", "bf16"), min_length=1)
+    precisions: tuple[str, ...] = Field(default=("fp32", "fp16", "bf16", "int8"), min_length=1)
+    forms: Literal["usual", "all"] = "usual"
     require: tuple[Name, ...] = ("onnxruntime-cpu-fp32",)
     keep: Literal["all", "selected"] = "all"
     include_source: Bool = False
@@ -79,6 +81,7 @@ class Recipe(Section):
     contract: Contract = Contract()
     custom: Custom | None = None
     data: Data = Data()
+    calibration: Calibration = Calibration()
     parity: Parity = Parity()
     quality: Quality = Quality()
     latency: Latency = Latency()
@@ -140,12 +143,12 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """Plain JSON data with every default filled in, as the run uses it and the bundle records it.
 
-        Threads become the usable cores, `max_drop_worst` twice `max_drop`, and the evaluation data gets its digest.
+        Threads become the usable cores, `max_drop_worst` twice `max_drop`, and the data get their digests.
         Local paths keep their last component only: what was read is said by digests, and a released file should not
         tell where somebody's home is.
 
         Raises:
-            RequestError: The evaluation data does not exist or has another digest than the recipe says.
+            RequestError: Data do not exist or have another digest than the recipe says.
         """
         data = self.model_dump(mode="json")
         data["threads"] = self.threads or usable_cores()
@@ -153,25 +156,27 @@ class Recipe(Section):
             data["quality"]["max_drop_worst"] = 2 * self.quality.max_drop
         if os.path.isabs(self.source):
             data["source"] = Path(self.source).name
-        if self.data.evaluation is not None:
-            path = Path(self.data.evaluation)
-            found = self._data_digest(path)
-            if self.data.sha256 not in (None, found):
-                raise RequestError(
-                    "recipe key 'data.sha256': the evaluation data has another digest", found, f"Check {path}"
-                )
-            data["data"] |= {"evaluation": path.name, "sha256": found}
+        asked, learned = self.data, self.calibration
+        if asked.evaluation is not None:
+            found = self._data_digest("data", asked.evaluation, asked.split, asked.sha256)
+            data["data"] |= {"evaluation": Path(asked.evaluation).name, "sha256": found}
+        if learned.data is not None:
+            found = self._data_digest("calibration", learned.data, learned.split, learned.sha256)
+            data["calibration"] |= {"data": Path(learned.data).name, "sha256": found}
         return data
 
-    def _data_digest(self, path: Path) -> str:
+    def _data_digest(self, section: str, given: str, split: str | None, wanted: str | None) -> str:
         """Of the file or folder; for pictures also of those that its rows name, which lie in files of their own."""
+        path = Path(given)
         found = path_digest(path)
-        if self.task != "image-classification":
-            return found
-        from calibration.datasets import load_task_dataset
+        if self.task == "image-classification":
+            from calibration.datasets import load_task_dataset
 
-        rows = load_task_dataset(self.task, path, columns=self.data.columns, split=self.data.split)
-        return json_digest({"file": found, "rows": rows.digest})
+            rows = load_task_dataset(self.task, path, columns=self.data.columns, split=split)
+            found = json_digest({"file": found, "rows": rows.digest})
+        if wanted not in (None, found):
+            raise RequestError(f"recipe key '{section}.sha256': the data has another digest", found, f"Check {path}")
+        return found
 
     def digest(self) -> str:
         """`recipe_digest` of the resolved recipe."""
@@ -184,6 +189,9 @@ def recipe_digest(resolved: Mapping[str, Any]) -> str:
     if (section := data.get("data")) and section.get("sha256"):
         kept = {key: value for key, value in section.items() if key != "evaluation"}
         data["data"] = kept | {"format": data_format(str(section.get("evaluation")))}
+    if (section := data.get("calibration")) and section.get("sha256"):
+        kept = {key: value for key, value in section.items() if key != "data"}
+        data["calibration"] = kept | {"format": data_format(str(section.get("data")))}
     return json_digest(data)
 
 

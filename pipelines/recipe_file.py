@@ -91,13 +91,14 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def anchor_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`data` with its relative paths (``source`` where it is one, ``data.evaluation``) made absolute from `folder`."""
+    """`data` with its relative paths (``source`` where it is one, those of data) made absolute from `folder`."""
     anchored = dict(data)
     if isinstance(source := data.get("source"), str):
         anchored["source"] = _anchor_source(source, folder)
-    section = data.get("data")
-    if isinstance(section, Mapping) and isinstance(path := section.get("evaluation"), str) and path:
-        anchored["data"] = {**section, "evaluation": _absolute(path, folder)}
+    for name, key in (("data", "evaluation"), ("calibration", "data")):
+        section = data.get(name)
+        if isinstance(section, Mapping) and isinstance(path := section.get(key), str) and path:
+            anchored[name] = {**section, key: _absolute(path, folder)}
     return anchored
 
 

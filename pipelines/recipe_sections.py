@@ -141,6 +141,25 @@ class Data(Section):
         return self
 
 
+class Calibration(Section):
+    """What int8 forms with fixed ranges learn them from. Columns are those of `Data`.
+
+    Attributes:
+        data: Path of the data; `None` takes Planish's own sentences, pictures or tensors. Rows that quality is judged
+            on should not be among them.
+        split: Split of a `datasets` folder.
+        samples: Rows drawn at most, spread over the lengths of the data by the recipe's `seed`.
+        method: How a range is chosen from what was seen; `None` takes what suits each target.
+        sha256: As in `Data`.
+    """
+
+    data: Name | None = None
+    split: Name | None = None
+    samples: Count = 256
+    method: Literal["minmax", "percentile", "entropy", "mse"] | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+
 class Parity(Section):
     """Numerical comparison with the original: real samples taken beside the shape envelope."""
 

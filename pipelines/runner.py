@@ -23,6 +23,7 @@ from pipelines.digests import path_digest
 from pipelines.judging import BUSY, Bench, Judged, add_timings, locate
 from pipelines.plan import candidates, ingredients, original_key, refuse_unoffered
 from pipelines.progress import Progress
+from pipelines.quantizing import Learning
 from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
 from pipelines.trust import remember_engine
 from pipelines.workshop import TORCH, Made, Workshop
@@ -185,7 +186,8 @@ def _make(
         packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
     )
     recorded = _named_now(recorded, data)
-    artifacts = make_artifacts(shop, original, identity, recorded, ingredients(planned), recipe.export)
+    learning = Learning.of(recipe.calibration, recipe.seed, original, identity, *_calibration_data(recipe, resolved))
+    artifacts = make_artifacts(shop, original, identity, recorded, ingredients(planned), recipe.export, learning)
     for candidate in planned:
         if not candidate.portable and not candidate.skip and candidate.ingredient in artifacts.ready:
             try:
@@ -204,12 +206,27 @@ def _data(recipe: Recipe, digest: str | None) -> tuple[dict[str, Any], dict[str,
     """How to open the evaluation data, and what identifies it."""
     asked = recipe.data
     common = {"columns": asked.columns, "limit": asked.limit, "split": asked.split, "seed": recipe.seed}
-    if asked.evaluation is None:
+    return _opened(asked.evaluation, digest, common)
+
+
+def _calibration_data(recipe: Recipe, resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How to open the calibration data, and what identifies it. The rows that judge quality are not among them, unless
+    the recipe says so: what is measured on rows that ranges were learned from tells too much good."""
+    common = {"columns": recipe.data.columns, "limit": None, "split": recipe.calibration.split, "seed": recipe.seed}
+    if recipe.calibration.data is None:
+        common["columns"] = {}
+    return _opened(recipe.calibration.data, resolved["calibration"]["sha256"], common)
+
+
+def _opened(
+    path_given: str | None, digest: str | None, common: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    if path_given is None:
         import calibration
 
         built_in = Path(calibration.__path__[0]) / "data"
         return {"path": None, **common}, {"built-in": path_digest(built_in), **common}
-    path = Path(asked.evaluation)
+    path = Path(path_given)
     return {"path": str(path), **common}, {"sha256": digest, "format": data_format(path.name), **common}
 
 
@@ -226,14 +243,18 @@ def _refuse_bad_data(recipe: Recipe, source: Source) -> None:
 
     The roles of a `custom` task are its model's inputs, which nobody knows yet: there the first stage finds out.
     """
-    asked = recipe.data
-    if asked.evaluation is None or not get_task(str(recipe.task)).roles:
+    asked, learned = recipe.data, recipe.calibration
+    if not get_task(str(recipe.task)).roles:
         return
     from calibration.datasets import load_task_dataset
     from pipelines.postprocess import problem_type
     from pipelines.stages.data import refuse_unknown_labels
     from pipelines.verification.predict import WITHOUT_METRIC
 
+    if learned.data is not None:
+        load_task_dataset(str(recipe.task), learned.data, columns=asked.columns, split=learned.split)
+    if asked.evaluation is None:
+        return
     data = load_task_dataset(
         str(recipe.task),
         asked.evaluation,

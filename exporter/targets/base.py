@@ -93,6 +93,10 @@ class Target(ABC):
     """Format of the artifact that `build` starts from: ``"onnx"`` or ``"pt2"``."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     """The precisions that it offers, simplest first."""
+    forms: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
+    """The forms of a precision that are made by default, simplest first; ``(None,)`` where it is not listed."""
+    rare_forms: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Forms of a precision that are made on demand only."""
     portable: ClassVar[bool] = True
     """Whether what it opens runs on any machine with the runtime (portable) or only on hardware that fits (engine)."""
 
@@ -100,9 +104,20 @@ class Target(ABC):
     def availability(self, variant: Variant | None = None) -> Availability:
         """Look at the machine, cheaply and without side effects: for the target, or for one variant of it."""
 
-    def variants(self, precisions: Sequence[str]) -> list[Variant]:
-        """The variants that this target offers for the asked precisions, simplest first."""
-        return [Variant(self.name, p) for p in precisions if p in self.precisions]
+    def buildable(self, variant: Variant) -> Availability:
+        """Whether a variant can be made here as well as opened: what makes it may need more packages."""
+        return self.availability(variant)
+
+    def variants(self, precisions: Sequence[str], *, every_form: bool = False) -> list[Variant]:
+        """The variants that this target offers for the asked precisions, simplest first.
+
+        Args:
+            precisions: Those asked for; others than `precisions` of this class are passed over.
+            every_form: Also the forms that were nowhere the best so far.
+        """
+        asked = [p for p in precisions if p in self.precisions]
+        rare = self.rare_forms if every_form else {}
+        return [Variant(self.name, p, form) for p in asked for form in (*self.forms.get(p, (None,)), *rare.get(p, ()))]
 
     def ingredient(self, variant: Variant) -> str:
         """Which export a variant is made from: ``<format>-<precision>[-<form>]``, as ``onnx-fp16``."""

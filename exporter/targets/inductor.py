@@ -10,7 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from exporter.artifact import Artifact, Variant
 from exporter.digests import file_digest
@@ -68,12 +68,17 @@ class InductorSession(Session):
 
         kinds = compiled_types(self.artifact.path)
         plain = {kind for kind in kinds if "float" in kind} <= {"float32"}
+        if self._precision == "int8":
+            products = integer_products(self.artifact.path)
+            told = {"precision": "int8" if products else "fp32", "integer_kernels": {"qlinear": products}}
+        else:
+            told = {"precision": "unknown" if not kinds else self._precision if plain else "mixed"}
         return {
             "runtime": f"torch {torch.__version__} (AOTInductor)",
             "device": "cpu",
             "provider": "compiled C++",
-            "precision": "unknown" if not kinds else self._precision if plain else "mixed",
             "types": sorted(kinds),
+            **told,
         }
 
 
@@ -82,9 +87,18 @@ def compiled_types(package: Path) -> frozenset[str]:
 
     The loader itself tells names only. Empty where the package holds no source.
     """
-    with zipfile.ZipFile(package) as archive:
-        sources = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".wrapper.cpp")]
+    sources = _wrapper_sources(package)
     return frozenset(found for source in sources for found in re.findall(r"\bcached_torch_dtype_(\w+)", source))
+
+
+def integer_products(package: Path) -> int:
+    """How many matrix products of compiled code multiply integers: its calls of oneDNN's quantized linear."""
+    return sum(len(re.findall(r"\baoti_torch_cpu__qlinear_\w+\(", source)) for source in _wrapper_sources(package))
+
+
+def _wrapper_sources(package: Path) -> list[str]:
+    with zipfile.ZipFile(package) as archive:
+        return [archive.read(name).decode() for name in archive.namelist() if name.endswith(".wrapper.cpp")]
 
 
 def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
@@ -182,6 +196,9 @@ class InductorCpu(Target):
 
     name = "inductor-cpu"
     consumes = "pt2"
+    precisions = ("fp32", "int8")
+    forms: ClassVar = {"int8": ("static",)}
+    rare_forms: ClassVar = {"int8": ("dynamic",)}
     portable = False
 
     def availability(self, variant: Variant | None = None) -> Availability:
@@ -192,6 +209,13 @@ class InductorCpu(Target):
         if not compiler:
             return Availability(False, "no C++ compiler (g++) was found", "apt-get install g++", {"torch": found})
         return Availability(True, versions={"torch": found, "compiler": str(compiler)})
+
+    def buildable(self, variant: Variant) -> Availability:
+        if variant.precision == "int8" and installed_version("torchao") is None:
+            return Availability(
+                False, "torchao, which quantizes for it, is not installed", "pip install 'planish[cpu]'"
+            )
+        return self.availability(variant)
 
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
         files = _compile(artifact.path, folder)

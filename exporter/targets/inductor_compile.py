@@ -21,6 +21,7 @@ def compile_program(program: Path) -> list[str]:
         The files that AOTInductor made, for `torch._inductor.package.package_aoti`.
     """
     import torch
+    import torch.ao.quantization.fx._decomposed  # defines the operators of quantized programs
 
     loaded = torch.export.load(str(program))
     if loaded.example_inputs is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 CPU_PROVIDER = "CPUExecutionProvider"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+INTEGER_KERNELS = frozenset(
+    {
+        *("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm"),
+        *("QAttention", "QLinearConv", "ConvInteger"),
+    }
+)
+"""Operators whose arithmetic is on integers."""
 
 
 class OnnxRuntimeBinding(Binding):
@@ -71,12 +79,17 @@ class OnnxRuntimeSession(Session):
     def executed(self) -> dict[str, Any]:
         import onnxruntime as ort
 
-        return {
+        ran = {
             "runtime": f"onnxruntime {ort.__version__}",
             "device": "cpu",
             "provider": self._session.get_providers()[0],
             "precision": self._precision,
         }
+        if self._precision != "int8":
+            return ran
+        kernels = kernels_that_run(self.artifact.path)
+        integer = {name: count for name, count in sorted(kernels.items()) if name in INTEGER_KERNELS}
+        return {**ran, "precision": "int8" if integer else "fp32", "integer_kernels": integer}
 
 
 def open_cpu_session(path: Path, threads: int, *, optimize: bool = True) -> onnxruntime.InferenceSession:
@@ -106,22 +119,35 @@ def open_cpu_session(path: Path, threads: int, *, optimize: bool = True) -> onnx
     return session
 
 
+def kernels_that_run(path: Path) -> Counter[str]:
+    """How many of which operators are left when ONNX Runtime has optimized a model: what really runs."""
+    import onnx
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory(prefix=".planish-kernels-") as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        ort.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
+        graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+        return Counter(node.op_type for node in graph.node)
+
+
 @register_target
 class OnnxRuntimeCpu(Target):
     """ONNX Runtime's CPU provider."""
 
     name = "onnxruntime-cpu"
     consumes = "onnx"
+    precisions = ("fp32", "int8")
+    forms: ClassVar = {"fp32": (None, "fused"), "int8": ("dynamic",)}
+    rare_forms: ClassVar = {"int8": ("dynamic-fused",)}
 
     def availability(self, variant: Variant | None = None) -> Availability:
         found = installed_version(*PACKAGES)
         if found is None:
             return Availability(False, "onnxruntime is not installed", "pip install 'planish[cpu]'")
         return Availability(True, versions={"onnxruntime": found})
-
-    def variants(self, precisions: Sequence[str]) -> list[Variant]:
-        plain = super().variants(precisions)
-        return [v for base in plain for v in (base, Variant(self.name, base.precision, "fused"))]
 
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
         return []

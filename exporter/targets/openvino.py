@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: portable ONNX, computed in FP32 or, where the processor has it, in BF16.
+"""OpenVINO on the CPU: portable ONNX, computed in FP32 or, where the processor has it, in BF16; Q/DQ graphs in int8.
 
 OpenVINO computes FP32 graphs in BF16 by default where the processor has BF16 instructions. That is a variant here,
 and `openvino-cpu-fp32` pins the precision. Which precision ran is read from the compiled model's execution graph.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from exporter.errors import InternalError, RequestError, first_line, missing_pac
 from exporter.targets.base import Array, Availability, Binding, Session, Target, output_shapes, register_target
 from exporter.targets.packages import installed_version
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""What the arithmetic between the quantized products is pinned to, by precision."""
+RUNS_AS = {"fp32": frozenset({"f32"}), "bf16": frozenset({"bf16"}), "int8": frozenset({"i8", "u8"})}
+"""The plugin's own names for what compute layers of a precision run in."""
 # The operators whose precision decides what a variant may be called: they do the arithmetic.
 COMPUTE_LAYERS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA", "Gemm"})
 
@@ -73,8 +76,8 @@ class OpenVinoSession(Session):
             raise RequestError("OpenVINO cannot open the model", artifact.path, first_line(error)) from error
         self._precision = precision
         self._layers = layer_precisions(self._model)
-        hint = HINTS[precision]
-        if (precision == "fp32" and set(self._layers) - {hint}) or (self._layers and hint not in self._layers):
+        wanted = RUNS_AS[precision]
+        if (precision == "fp32" and set(self._layers) - wanted) or (self._layers and not wanted & set(self._layers)):
             raise InternalError(
                 "OpenVINO computes in another precision than was asked for", dict(self._layers), "Report this as a bug"
             )
@@ -94,7 +97,9 @@ class OpenVinoSession(Session):
     def _precision_that_ran(self) -> str:
         if not self._layers:  # a model without arithmetic: only that nothing lower was allowed is certain
             return "fp32" if self._precision == "fp32" else "unknown"
-        return self._precision if set(self._layers) == {HINTS[self._precision]} else "mixed"
+        if self._precision == "int8":  # what its record keeps in FP32 is meant to be there
+            return "int8"
+        return self._precision if set(self._layers) == RUNS_AS[self._precision] else "mixed"
 
 
 def layer_precisions(model: Any) -> Counter[str]:
@@ -120,7 +125,8 @@ class OpenVinoCpu(Target):
 
     name = "openvino-cpu"
     consumes = "onnx"
-    precisions = ("fp32", "bf16")
+    precisions = ("fp32", "bf16", "int8")
+    forms: ClassVar = {"int8": ("static",)}
 
     def availability(self, variant: Variant | None = None) -> Availability:
         found = installed_version("openvino")
@@ -132,6 +138,8 @@ class OpenVinoCpu(Target):
         return Availability(True, versions={"openvino": found})
 
     def ingredient(self, variant: Variant) -> str:
+        if variant.precision == "int8":
+            return f"onnx-int8-{variant.form}-openvino"
         return "onnx-fp32"  # it lowers the precision itself, while it compiles
 
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:

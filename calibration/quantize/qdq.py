@@ -1,0 +1,231 @@
+"""Static int8 as explicit Q/DQ pairs around the products of an ONNX graph: what OpenVINO and TensorRT fuse.
+
+Which operators, which integer types and which ranges: that is a `Scheme`, one per target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from calibration.observers import Method, choose_range
+from calibration.quantize.products import Kept, is_activation, is_weight, products, refuse_nothing, refuse_unknown
+from calibration.quantize.weights import quantize_weight
+from calibration.table import CalibrationTable
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a target wants its Q/DQ pairs.
+
+    Attributes:
+        activations: ``uint8`` (asymmetric: a zero point of its own) or ``int8`` (symmetric, as TensorRT demands).
+        method: How ranges are chosen (`calibration.observers.choose_range`).
+        attention: Quantize products of two activations (scores, and probabilities by values) too.
+        bias_correction: Take the mean error of the weights' rounding off the bias that follows.
+    """
+
+    activations: Literal["uint8", "int8"] = "uint8"
+    method: Method = "minmax"
+    attention: bool = True
+    bias_correction: bool = True
+
+
+SCHEMES = {
+    "openvino-cpu": Scheme("uint8", "mse", attention=True),
+    "tensorrt": Scheme("int8", "mse", attention=True),
+}
+
+
+def quantize_static(
+    path_in: Path,
+    path_out: Path,
+    table: CalibrationTable,
+    scheme: Scheme,
+    *,
+    keep: Collection[str] = (),
+    external_data: bool | None = None,
+) -> dict[str, Any]:
+    """Put Q/DQ pairs around the products of a graph.
+
+    Args:
+        path_in: The FP32 graph that `table` was made of.
+        path_out: Where the quantized graph goes.
+        table: Ranges of the activations.
+        scheme: What the target fuses.
+        keep: Names of nodes that stay in FP32.
+        external_data: As `exporter.onnx_files.save_model` has it.
+
+    Returns:
+        The record: the scheme, ``quantized`` (node, weight error, ranges of the activations), ``kept`` (and why).
+
+    Raises:
+        RequestError: Nothing could be quantized, or `keep` names no product of the graph, or the table lacks a tensor.
+    """
+    from exporter.onnx_files import load_model, save_model, strip_metadata
+    from exporter.passes.checks import check_graph
+    from exporter.passes.graphs import remove_dead
+
+    model = load_model(path_in)
+    found = products(model, attention=scheme.attention)
+    refuse_unknown(model, keep)
+    writer = _Writer(model, table, scheme)
+    kept: list[Kept] = []
+    quantized: list[dict[str, Any]] = []
+    for node in found:
+        if node.name in keep:
+            kept.append(Kept(str(node.name), node.op_type, "asked", "asked for by name"))
+        elif refused := writer.refusal(node):
+            kept.append(refused)
+        else:
+            quantized.append(writer.quantize(node))
+    refuse_nothing(quantized, kept, path_in)
+    remove_dead(model)
+    check_graph(model)
+    strip_metadata(model)
+    save_model(model, path_out, external_data=external_data)
+    return {"scheme": asdict(scheme), "quantized": quantized, "kept": [asdict(entry) for entry in kept]}
+
+
+class _Writer:
+    """Writes the pairs into one graph; a tensor that several products read gets one pair."""
+
+    def __init__(self, model: ir.Model, table: CalibrationTable, scheme: Scheme) -> None:
+        self.model, self.table, self.scheme = model, table, scheme
+        self._pairs: dict[int, ir.Value] = {}
+        self._ranges: dict[str, tuple[float, float]] = {}
+
+    def refusal(self, node: ir.Node) -> Kept | None:
+        """Why a product cannot be quantized; ``None`` where it can."""
+        for value in node.inputs[:2]:
+            if value is None or not is_activation(value):
+                continue
+            statistics = self.table.of(str(value.name))
+            if statistics.constant:
+                reason = f"its input {value.name!r} never changed in calibration: no range can be learned"
+                return Kept(str(node.name), node.op_type, "constant_input", reason)
+        return None
+
+    def quantize(self, node: ir.Node) -> dict[str, Any]:
+        entry: dict[str, Any] = {"node": str(node.name), "op": node.op_type, "activations": {}}
+        left, right = node.inputs[0], node.inputs[1]
+        for index, value in enumerate((left, right)):
+            if value is not None and is_activation(value):
+                entry["activations"][str(value.name)] = list(self._range(value))
+                node.replace_input_with(index, self._pair(node, value))
+        if is_weight(right) and right is not None and left is not None:
+            entry["weight_rms_relative"] = self._weight(node, left, right)
+        return entry
+
+    def _range(self, value: ir.Value) -> tuple[float, float]:
+        name = str(value.name)
+        if name not in self._ranges:
+            statistics = self.table.of(name)
+            symmetric = self.scheme.activations == "int8"
+            if statistics.histogram is None:
+                low, high = min(statistics.min, 0.0), max(statistics.max, 0.0)
+                bound = max(-low, high)
+                self._ranges[name] = (-bound, bound) if symmetric else (low, high)
+            else:
+                low, high = choose_range(statistics.histogram, self.scheme.method, symmetric=symmetric)
+                self._ranges[name] = (float(low), float(high))
+        return self._ranges[name]
+
+    def _pair(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """The value after `QuantizeLinear` and `DequantizeLinear`."""
+        from exporter.passes.graphs import add_constant, add_node
+
+        if id(value) in self._pairs:
+            return self._pairs[id(value)]
+        low, high = self._range(value)
+        symmetric = self.scheme.activations == "int8"
+        scale = np.float32(high / 127 if symmetric else (high - low) / 255)
+        zero = np.int8(0) if symmetric else np.clip(np.round(-low / scale), 0, 255).astype(np.uint8)
+        graph = self.model.graph
+        step = add_constant(graph, np.asarray(scale), f"{value.name}_scale")
+        point = add_constant(graph, np.asarray(zero), f"{value.name}_zero_point")
+        before = next(use.node for use in value.uses() if use.node.graph is graph)
+        first = min((use.node for use in value.uses()), key=self._place, default=before)
+        integers = add_node(first, "QuantizeLinear", [value, step, point])
+        integers.name = f"{value.name}_quantized"
+        restored = add_node(first, "DequantizeLinear", [integers, step, point], like=value)
+        restored.name = f"{value.name}_restored"
+        self._pairs[id(value)] = restored
+        return restored
+
+    def _place(self, node: ir.Node) -> int:
+        if not hasattr(self, "_order"):
+            self._order = {id(n): i for i, n in enumerate(self.model.graph)}
+        return self._order.get(id(node), len(self._order))
+
+    def _weight(self, node: ir.Node, activation: ir.Value, weight: ir.Value) -> float:
+        """Replace a weight by its integers; returns the RMS relative error of its rounding."""
+        from exporter.passes.graphs import add_constant, add_node
+
+        assert weight.const_value is not None
+        array = weight.const_value.numpy()
+        transposed = node.op_type == "Gemm" and _flag(node, "transB")
+        axis = 0 if transposed else 1
+        made = quantize_weight(array, axis)
+        graph = self.model.graph
+        integers = add_constant(graph, made.values, f"{weight.name}_quantized")
+        scales = add_constant(graph, made.scales, f"{weight.name}_scale")
+        zeros = add_constant(graph, np.zeros(made.scales.shape, np.int8), f"{weight.name}_zero_point")
+        restored = add_node(node, "DequantizeLinear", [integers, scales, zeros], like=weight, axis=axis)
+        node.replace_input_with(1, restored)
+        if self.scheme.bias_correction:
+            _correct_bias(self.model, node, self.table, activation, array - made.restored(), transposed)
+        return made.rms_relative
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    attribute = node.attributes.get(name)
+    return attribute is not None and bool(attribute.as_int())
+
+
+def _correct_bias(
+    model: ir.Model, node: ir.Node, table: CalibrationTable, activation: ir.Value, lost: Array, transposed: bool
+) -> None:
+    """Add to the bias after a product what the rounding of its weights takes off the mean output.
+
+    With inputs of mean `m`, rounded weights give outputs whose mean differs by `m @ lost` (M. Nagel et al., "Data-Free
+    Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2, with the mean measured).
+    """
+    from exporter.passes.graphs import add_constant
+
+    mean = table.of(str(activation.name)).channel_mean
+    if len(mean) != lost.shape[1 if transposed else 0]:
+        return
+    shift = (mean @ (lost.T if transposed else lost)).astype(np.float32)
+    place = bias_of(node)
+    if place is None:
+        return
+    reader, index = place
+    bias = reader.inputs[index]
+    assert bias is not None
+    assert bias.const_value is not None
+    corrected = add_constant(model.graph, bias.const_value.numpy() + shift, f"{bias.name}_corrected")
+    reader.replace_input_with(index, corrected)
+
+
+def bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Where the constant bias of a product is read: the node and its input; ``None`` where there is none."""
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return (node, 2) if node.inputs[2].const_value is not None else None
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None
+    reader, index = uses[0].node, 1 - uses[0].idx
+    bias = reader.inputs[index]
+    if bias is None or bias.const_value is None or len(bias.const_value.shape) != 1:
+        return None
+    return reader, index

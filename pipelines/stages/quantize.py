@@ -1,0 +1,154 @@
+"""Stages: calibration, and the int8 forms that are made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.artifact import Artifact
+from pipelines.processes import report_progress
+from pipelines.stages.data import open_data, open_encoder
+from pipelines.stages.files import external_data
+
+if TYPE_CHECKING:
+    from calibration.datasets import Dataset
+
+TABLE = "calibration.json"
+BATCH_SIZE = 8
+CHUNK_ROWS = 512
+"""Rows that are encoded together: sorted by length within, so that padding stays short, and forgotten afterwards."""
+INT8 = "model_int8.onnx"
+PROGRAM = "model.pt2"
+
+
+def calibrate(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take ranges and histograms of the tensors that static forms quantize.
+
+    Args:
+        arguments: ``artifact`` (the FP32 graph), ``original``, ``data``, ``samples`` (rows at most), ``seed``,
+            ``threads``, ``folder``.
+
+    Returns:
+        ``path`` of the table relative to the folder, and ``record``: rows and batches seen, where they are from, notes.
+    """
+    from calibration.collect import collect
+    from calibration.quantize.products import observed
+    from exporter.onnx_files import load_model
+
+    artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
+    rows = _open_rows(arguments)
+    tensors = observed(load_model(artifact.path))
+    report_progress(f"observing {len(tensors)} tensors")
+    table = collect(
+        artifact.path,
+        batches(arguments, rows),
+        tensors,
+        threads=int(arguments["threads"]),
+        origin=rows.origin,
+        digest=rows.digest,
+    )
+    table.save(folder / TABLE)
+    record = {"samples": table.samples, "batches": table.batches, "origin": table.origin, "notes": list(table.notes)}
+    return {"path": TABLE, "record": {**record, "tensors": len(tensors)}}
+
+
+def static(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Put Q/DQ pairs around the products, in the form of one target.
+
+    Args:
+        arguments: ``artifact`` (the FP32 graph), ``table``, ``target`` (whose scheme), ``method``, ``external_data``,
+            ``folder``.
+    """
+    from dataclasses import replace
+
+    from calibration.quantize.qdq import SCHEMES, quantize_static
+    from calibration.table import load_table
+
+    artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
+    scheme = SCHEMES[arguments["target"]]
+    if arguments["method"] is not None:
+        scheme = replace(scheme, method=arguments["method"])
+    report_progress("quantizing")
+    record = quantize_static(
+        artifact.path,
+        folder / INT8,
+        load_table(Path(arguments["table"])),
+        scheme,
+        external_data=external_data(arguments),
+    )
+    return {"path": INT8, "record": {"precision": "int8", **record}}
+
+
+def dynamic(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Quantize the products with constant weights by the range of each batch.
+
+    Args:
+        arguments: ``artifact`` (an FP32 graph), ``external_data``, ``folder``.
+    """
+    from calibration.quantize.dynamic import quantize_dynamic
+
+    artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
+    report_progress("quantizing")
+    record = quantize_dynamic(artifact.path, folder / INT8, external_data=external_data(arguments))
+    return {"path": INT8, "record": {"precision": "int8", **record}}
+
+
+def program(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Quantize a `torch.export` program.
+
+    Args:
+        arguments: ``artifact`` (the FP32 program), ``form``, ``original``, ``data``, ``samples``, ``seed``, ``folder``.
+    """
+    from calibration.quantize.program import quantize_program
+
+    artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
+    form = arguments["form"]
+    report_progress("calibrating" if form == "static" else "quantizing")
+    record = quantize_program(artifact, folder / PROGRAM, form=form, samples=batches(arguments, _open_rows(arguments)))
+    return {"path": PROGRAM, "record": {"precision": "int8", **record}}
+
+
+def _open_rows(arguments: Mapping[str, Any]) -> Dataset:
+    artifact = Artifact.from_dict(arguments["artifact"])
+    return open_data(arguments["data"], arguments["original"]["task"], artifact.signature, artifact.contract)
+
+
+def batches(arguments: Mapping[str, Any], rows: Dataset) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    """The calibration batches, the same at every call: rows spread over the lengths of the data, drawn by seed.
+
+    Rows are read and encoded a few hundred at a time, so that memory does not grow with their number.
+    """
+    from calibration.sampling import stratified_subset
+    from pipelines.verification.encode import encode_rows
+
+    original, seed = arguments["original"], int(arguments["seed"])
+    encoder = open_encoder(original, Artifact.from_dict(arguments["artifact"]).signature)
+    lengths = [sum(len(v) for v in row.values() if isinstance(v, str | list)) for row in rows]
+    chosen = set(stratified_subset(lengths, min(int(arguments["samples"]), len(lengths)), seed=seed))
+
+    def encoded() -> Iterator[dict[str, np.ndarray]]:
+        chunk: list[Any] = []
+        for index, row in enumerate(rows):
+            if index in chosen:
+                chunk.append(row)
+            if len(chunk) == CHUNK_ROWS:
+                yield from _encode(chunk)
+                chunk = []
+        if chunk:
+            yield from _encode(chunk)
+
+    def _encode(chunk: list[Any]) -> Iterator[dict[str, np.ndarray]]:
+        for batch in encode_rows(original["task"], encoder, chunk, batch_size=BATCH_SIZE, seed=seed):
+            yield batch.inputs
+
+    return encoded
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A calibration table as plain JSON, for the evidence."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,96 @@
+"""Quantized `torch.export` programs: near the original as programs, and int8 in the native code made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.quantize.program import Form, quantize_program
+from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
+from exporter.digests import file_digest
+from exporter.errors import RequestError
+from exporter.targets import get_target
+
+from .conftest import rms
+
+AXES = (Axis("batch", 1, 8), Axis("sequence", 2, 64))
+SIGNATURE = Signature(
+    (TensorSpec("x", "float32", ("batch", "sequence", 16)),),
+    (TensorSpec("y", "float32", ("batch", "sequence", 16)),),
+    AXES,
+)
+
+
+class Layers(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = torch.nn.Linear(16, 32)
+        self.down = torch.nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.down(torch.nn.functional.gelu(self.up(x))) + x}
+
+
+def batches(count: int = 4) -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        yield {"x": rng.standard_normal((1 + number % 2, 3 + number, 16)).astype(np.float32)}
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> tuple[torch.nn.Module, Artifact]:
+    torch.manual_seed(0)
+    module = Layers().eval()
+    shapes = {"x": {0: torch.export.Dim("batch", min=1, max=8), 1: torch.export.Dim("sequence", min=2, max=64)}}
+    exported = torch.export.export(module, (), {"x": torch.randn(2, 5, 16)}, dynamic_shapes=shapes)
+    path = tmp_path / "fp32.pt2"
+    torch.export.save(exported, path)
+    return module, Artifact(path, "pt2", SIGNATURE, InputContract())
+
+
+@pytest.mark.parametrize("form", ["static", "dynamic"])
+def test_program_is_near_the_original_at_other_shapes(
+    program: tuple[torch.nn.Module, Artifact], tmp_path: Path, form: Form
+) -> None:
+    module, artifact = program
+    out = tmp_path / "int8.pt2"
+    record = quantize_program(artifact, out, form=form, samples=batches)
+    assert record["quantized"] == 2
+    assert record["batches"] == (4 if form == "static" else 0)
+    loaded = torch.export.load(out).module(check_guards=False)
+    for batch in batches(6):
+        x = torch.from_numpy(batch["x"])
+        with torch.no_grad():
+            error = rms(loaded(x=x)["y"].numpy(), module(x)["y"].numpy())
+        assert 1e-4 < error < 0.02
+
+
+def test_static_form_needs_samples(program: tuple[torch.nn.Module, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no calibration samples"):
+        quantize_program(program[1], tmp_path / "a.pt2", form="static", samples=list)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["static", "dynamic"])
+def test_compiled_code_multiplies_integers(
+    program: tuple[torch.nn.Module, Artifact], tmp_path: Path, form: Form
+) -> None:
+    module, artifact = program
+    quantize_program(artifact, tmp_path / "int8.pt2", form=form, samples=batches)
+    target, variant = get_target("inductor-cpu"), Variant("inductor-cpu", "int8", form)
+    quantized = Artifact(tmp_path / "int8.pt2", "pt2", SIGNATURE, InputContract())
+    (tmp_path / "engine").mkdir()
+    engine = target.build(quantized, variant, tmp_path / "engine")[0]
+    opened = Artifact(engine, "aoti", SIGNATURE, InputContract())
+    session = target.open(opened, variant, threads=1, trusted_digests=frozenset([file_digest(engine)]))
+    told = session.executed()
+    assert told["precision"] == "int8"
+    assert told["integer_kernels"] == {"qlinear": 2}
+    for batch in batches(6):
+        with torch.no_grad():
+            expected = module(torch.from_numpy(batch["x"]))["y"].numpy()
+        assert rms(session.run(batch)["y"], expected) < 0.02
