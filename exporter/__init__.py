@@ -4,7 +4,7 @@
 >>> get_task("sentiment-analysis").name
 'text-classification'
 >>> get_target("onnxruntime-cpu").precisions
-('fp32',)
+('fp32', 'int8')
 """
 
 from __future__ import annotations

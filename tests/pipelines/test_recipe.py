@@ -29,7 +29,7 @@ def refused(**fields: Any) -> RequestError:
 def test_defaults() -> None:
     recipe = Recipe(source="package:folder")
     assert recipe.targets == TARGETS
-    assert recipe.precisions == ("fp32", "fp16", "bf16")
+    assert recipe.precisions == ("fp32", "fp16", "bf16", "int8")
     assert recipe.require == ("onnxruntime-cpu-fp32",)
     assert (recipe.export.opset, recipe.parity.samples, recipe.latency.budget_s) == (20, 32, 75)
     assert recipe.contract.attends
@@ -79,7 +79,7 @@ def test_import_needs_no_model_library() -> None:
         ({"source": "a", "targets": ["onnxrutime-cpu"]}, "'targets'", "onnxrutime-cpu", "mean 'onnxruntime-cpu'?"),
         ({"source": "a", "precisions": ["mixed"]}, "'precisions'", "mixed", "fp32, fp16, bf16"),
         ({"source": "a", "keep": "best"}, "'keep'", "best", "all or selected"),
-        ({"source": "a", "require": ["onnxruntime-cpu-int8"]}, "'require'", "onnxruntime-cpu-int8", "precisions"),
+        ({"source": "a", "require": ["onnxruntime-cpu-int4"]}, "'require'", "onnxruntime-cpu-int4", "precisions"),
         ({"source": "a", "threads": 0}, "'threads'", "0", "at least 1"),
         ({"source": "a", "quality": {"max_drop": 2.0, "max_drop_worst": 1}}, "'quality.max_drop_worst'", "1", "2.0"),
         ({"source": "a", "data": {"columns": {"text": "t"}}}, "'data.columns'", "'t'", "data.evaluation"),
