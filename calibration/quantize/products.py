@@ -26,14 +26,15 @@ class Kept:
 
 
 def products(model: ir.Model, *, attention: bool = True) -> list[ir.Node]:
-    """The products that a Q/DQ form may quantize, in graph order: `MatMul` and `Gemm` with constant weights of two
-    dimensions, and (with `attention`) `MatMul` of two activations."""
+    """The products that a Q/DQ form may quantize, in graph order: `MatMul`, `Gemm` and `Conv` with constant weights,
+    and (with `attention`) `MatMul` of two activations."""
     found = []
     for node in model.graph:
-        if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+        if node.domain != "" or node.op_type not in ("MatMul", "Gemm", "Conv") or len(node.inputs) < 2:
             continue
-        weight = node.inputs[1]
-        if is_weight(weight) or (attention and node.op_type == "MatMul" and is_activation(weight)):
+        if not is_activation(node.inputs[0]):
+            continue
+        if weight_of(node) is not None or (attention and node.op_type == "MatMul" and is_activation(node.inputs[1])):
             found.append(node)
     return found
 
@@ -48,13 +49,23 @@ def observed(model: ir.Model, *, attention: bool = True) -> list[str]:
     return list(names)
 
 
-def is_weight(value: ir.Value | None) -> bool:
-    """A constant float matrix."""
+def weight_of(node: ir.Node) -> ir.Value | None:
+    """The constant float weight of a product: a matrix, for `Conv` a kernel; ``None`` where it has none."""
+    value = node.inputs[1]
     tensor = None if value is None else value.const_value
-    return tensor is not None and len(tensor.shape) == 2 and tensor.dtype.numpy() == np.float32
+    if tensor is None or tensor.dtype.numpy() != np.float32:
+        return None
+    return value if (len(tensor.shape) == 2) != (node.op_type == "Conv") else None
+
+
+def output_axis(node: ir.Node) -> int:
+    """The axis of a product's weight along which its output channels lie."""
+    transposed = node.attributes.get("transB")
+    return 0 if node.op_type == "Conv" or (transposed is not None and transposed.as_int()) else 1
 
 
 def is_activation(value: ir.Value | None) -> bool:
+    """What depends on the model's inputs."""
     return value is not None and value.const_value is None
 
 

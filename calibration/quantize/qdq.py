@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from calibration.observers import Method, choose_range
-from calibration.quantize.products import Kept, is_activation, is_weight, products, refuse_nothing, refuse_unknown
+from calibration.quantize.products import (
+    Kept,
+    is_activation,
+    output_axis,
+    products,
+    refuse_nothing,
+    refuse_unknown,
+    weight_of,
+)
 from calibration.quantize.weights import quantize_weight
 from calibration.table import CalibrationTable
 
@@ -122,8 +130,9 @@ class _Writer:
             if value is not None and is_activation(value):
                 entry["activations"][str(value.name)] = list(self._range(value))
                 node.replace_input_with(index, self._pair(node, value))
-        if is_weight(right) and right is not None and left is not None:
-            entry["weight_rms_relative"] = self._weight(node, left, right)
+        weight = weight_of(node)
+        if weight is not None and left is not None:
+            entry["weight_rms_relative"] = self._weight(node, left, weight)
         return entry
 
     def _range(self, value: ir.Value) -> tuple[float, float]:
@@ -153,19 +162,13 @@ class _Writer:
         graph = self.model.graph
         step = add_constant(graph, np.asarray(scale), f"{value.name}_scale")
         point = add_constant(graph, np.asarray(zero), f"{value.name}_zero_point")
-        before = next(use.node for use in value.uses() if use.node.graph is graph)
-        first = min((use.node for use in value.uses()), key=self._place, default=before)
-        integers = add_node(first, "QuantizeLinear", [value, step, point])
+        # Products come in the order of the graph: what reads the pair later stands behind it.
+        integers = add_node(node, "QuantizeLinear", [value, step, point])
         integers.name = f"{value.name}_quantized"
-        restored = add_node(first, "DequantizeLinear", [integers, step, point], like=value)
+        restored = add_node(node, "DequantizeLinear", [integers, step, point], like=value)
         restored.name = f"{value.name}_restored"
         self._pairs[id(value)] = restored
         return restored
-
-    def _place(self, node: ir.Node) -> int:
-        if not hasattr(self, "_order"):
-            self._order = {id(n): i for i, n in enumerate(self.model.graph)}
-        return self._order.get(id(node), len(self._order))
 
     def _weight(self, node: ir.Node, activation: ir.Value, weight: ir.Value) -> float:
         """Replace a weight by its integers; returns the RMS relative error of its rounding."""
@@ -173,8 +176,7 @@ class _Writer:
 
         assert weight.const_value is not None
         array = weight.const_value.numpy()
-        transposed = node.op_type == "Gemm" and _flag(node, "transB")
-        axis = 0 if transposed else 1
+        axis = output_axis(node)
         made = quantize_weight(array, axis)
         graph = self.model.graph
         integers = add_constant(graph, made.values, f"{weight.name}_quantized")
@@ -182,19 +184,13 @@ class _Writer:
         zeros = add_constant(graph, np.zeros(made.scales.shape, np.int8), f"{weight.name}_zero_point")
         restored = add_node(node, "DequantizeLinear", [integers, scales, zeros], like=weight, axis=axis)
         node.replace_input_with(1, restored)
-        if self.scheme.bias_correction:
-            _correct_bias(self.model, node, self.table, activation, array - made.restored(), transposed)
+        if self.scheme.bias_correction and node.op_type != "Conv":  # whose channels are not those of the table
+            lost = array - made.restored()
+            _correct_bias(self.model, node, self.table, activation, lost if axis else lost.T)
         return made.rms_relative
 
 
-def _flag(node: ir.Node, name: str) -> bool:
-    attribute = node.attributes.get(name)
-    return attribute is not None and bool(attribute.as_int())
-
-
-def _correct_bias(
-    model: ir.Model, node: ir.Node, table: CalibrationTable, activation: ir.Value, lost: Array, transposed: bool
-) -> None:
+def _correct_bias(model: ir.Model, node: ir.Node, table: CalibrationTable, activation: ir.Value, lost: Array) -> None:
     """Add to the bias after a product what the rounding of its weights takes off the mean output.
 
     With inputs of mean `m`, rounded weights give outputs whose mean differs by `m @ lost` (M. Nagel et al., "Data-Free
@@ -203,9 +199,9 @@ def _correct_bias(
     from exporter.passes.graphs import add_constant
 
     mean = table.of(str(activation.name)).channel_mean
-    if len(mean) != lost.shape[1 if transposed else 0]:
+    if len(mean) != len(lost):
         return
-    shift = (mean @ (lost.T if transposed else lost)).astype(np.float32)
+    shift = (mean @ lost).astype(np.float32)
     place = bias_of(node)
     if place is None:
         return

@@ -173,3 +173,35 @@ def test_onnxruntime_takes_the_tensorrt_form(encoder: Path, tmp_path: Path) -> N
     quantize_static(encoder, out, calibrated(encoder), SCHEMES["tensorrt"])
     session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     assert np.isfinite(session.run(None, next(batches()))[0]).all()
+
+
+CONVOLUTION = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[batch, 3, 8, 8] image) => (float[batch, 5] y) {
+  c = Conv <pads = [1, 1, 1, 1]> (image, kernel, kernel_bias)
+  r = Relu (c)
+  p = GlobalAveragePool (r)
+  f = Flatten (p)
+  y = Gemm <transB = 1> (f, matrix, bias)
+}
+"""
+
+
+def test_convolutions_and_transposed_weights(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = {"kernel": (6, 3, 3, 3), "kernel_bias": (6,), "matrix": (5, 6), "bias": (5,)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in made.items()}
+    model = onnx.parser.parse_model(CONVOLUTION)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    for node in model.graph.node:
+        node.name = f"node_{node.output[0]}"
+    onnx.save(model, tmp_path / "net.onnx")
+    images = [{"image": rng.standard_normal((2, 3, 8, 8)).astype(np.float32)} for _ in range(6)]
+    table = collect(tmp_path / "net.onnx", lambda: images, observed(load_model(tmp_path / "net.onnx")))
+    out = tmp_path / "int8.onnx"
+    record = quantize_static(tmp_path / "net.onnx", out, table, SCHEMES["openvino-cpu"])
+    assert [entry["node"] for entry in record["quantized"]] == ["node_c", "node_y"]
+    stored = constants(out)
+    np.testing.assert_allclose(stored["kernel_scale"], np.abs(arrays["kernel"]).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
+    np.testing.assert_allclose(stored["matrix_scale"], np.abs(arrays["matrix"]).max(axis=1) / 127, rtol=1e-6)
+    assert rms(run(out, images[0])[0], run(tmp_path / "net.onnx", images[0])[0]) < 0.03

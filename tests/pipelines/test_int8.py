@@ -1,0 +1,109 @@
+"""Int8 in the main job: what is made, that it ran on integers, and that only what is good enough is selected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from calibration.table import load_table
+from exporter.artifact import Variant
+from exporter.targets import get_target
+from pipelines.plan import candidates
+from pipelines.quantizing import needs
+from pipelines.recipe import Recipe
+from tests.pipelines.jobs import export, manifest, planish, texts_file
+
+Folders = Callable[..., Path]
+DYNAMIC, STATIC = "onnxruntime-cpu-int8-dynamic", "openvino-cpu-int8-static"
+BOTH = ("targets=[onnxruntime-cpu, openvino-cpu]", "precisions=[fp32, int8]")
+
+
+def test_forms_of_the_recipe() -> None:
+    def planned(**fields: object) -> set[str]:
+        recipe = Recipe(source="a", targets=["onnxruntime-cpu", "openvino-cpu", "inductor-cpu"], **fields)
+        return {c.variant.id for c in candidates(recipe, traceable=True) if c.variant.precision == "int8"}
+
+    usual = {DYNAMIC, STATIC, "inductor-cpu-int8-static"}
+    assert planned() == usual
+    assert planned(forms="all") == usual | {"onnxruntime-cpu-int8-dynamic-fused", "inductor-cpu-int8-dynamic"}
+    assert planned(precisions=["fp32"]) == set()
+
+
+@pytest.mark.parametrize(
+    ("target", "form", "ingredient", "base"),
+    [
+        ("onnxruntime-cpu", "dynamic", "onnx-int8-dynamic", "onnx-fp32"),
+        ("onnxruntime-cpu", "dynamic-fused", "onnx-int8-dynamic-fused", "onnx-fp32-fused"),
+        ("openvino-cpu", "static", "onnx-int8-static-openvino", "onnx-fp32"),
+        ("inductor-cpu", "static", "pt2-int8-static", "pt2-fp32"),
+    ],
+)
+def test_what_a_form_is_made_from(target: str, form: str, ingredient: str, base: str) -> None:
+    assert get_target(target).ingredient(Variant(target, "int8", form)) == ingredient
+    assert needs(ingredient) == base
+    assert needs(base) is None
+
+
+def test_without_the_quantizer_the_form_is_skipped_and_engines_still_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.targets import inductor
+
+    found = inductor.installed_version
+    monkeypatch.setattr(inductor, "installed_version", lambda *names: None if "torchao" in names else found(*names))
+    target, variant = get_target("inductor-cpu"), Variant("inductor-cpu", "int8", "static")
+    assert "torchao" in target.buildable(variant).reason
+    assert target.availability(variant).available
+    assert target.buildable(Variant("inductor-cpu", "fp32")).available
+
+
+@pytest.mark.slow
+def test_bundle_with_int8(model_folder: Folders, cache: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    learned = texts_file(tmp_path / "learn.jsonl", [f"This is sentence number {i}." for i in range(40)])
+    asked = (*BOTH, f"calibration.data={learned}", "calibration.samples=24")
+    done = export(model_folder("bert"), out, cache, *asked, options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    assert by_id[DYNAMIC]["files"] == ["onnx/model_int8.onnx"]
+    assert by_id[STATIC]["files"] == [f"variants/{STATIC}/model_int8.onnx"]
+    assert sum(by_id[DYNAMIC]["executed"]["integer_kernels"].values()) == 12
+    assert by_id[DYNAMIC]["executed"]["precision"] == by_id[STATIC]["executed"]["precision"] == "int8"
+    table = load_table(out / "evidence" / "calibration.json")
+    assert (table.samples, table.origin) == (24, "learn.jsonl")
+    precision = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))
+    assert set(precision) == {"onnx/model_int8.onnx", STATIC}
+    seen = {tensor for entry in precision[STATIC]["quantized"] for tensor in entry["activations"]}
+    assert seen == set(table.tensors)
+    assert manifest(out)["recipe"]["calibration"]["data"] == "learn.jsonl"
+    verified = planish("verify", out, "--no-latency", cache=cache)
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
+def test_few_labelled_rows_do_not_prove_int8_good(
+    model_folder: Folders, cache: Path, labelled_texts: Path, tmp_path: Path
+) -> None:
+    """Thirty-six rows cannot rule out a loss of a point: int8 is inconclusive, and FP32 is selected."""
+    out = tmp_path / "out"
+    done = export(model_folder("bert-classifier"), out, cache, *BOTH, options=["--data", labelled_texts])
+    assert done.returncode == 0, done.stderr
+    written = manifest(out)
+    status = {entry["id"]: entry["status"] for entry in written["variants"]}
+    assert status[DYNAMIC] in ("inconclusive", "failed")
+    assert status[STATIC] in ("inconclusive", "failed")
+    assert status["onnxruntime-cpu-fp32"] == "passed"
+    assert not {DYNAMIC, STATIC} & set(written["selected"].values())
+
+
+@pytest.mark.slow
+def test_a_form_that_cannot_be_made_stops_nothing(cache: Path, tmp_path: Path) -> None:
+    """The only product with a weight is a `Gemm` here, which has no dynamic form."""
+    out = tmp_path / "out"
+    done = export("tests.models:conv_factory", out, cache, *BOTH, 'latency.points=["1"]')
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    assert by_id[DYNAMIC]["status"] == "failed"
+    assert "nothing in the graph can be quantized" in by_id[DYNAMIC]["reason"]
+    assert by_id[STATIC]["executed"]["precision"] == "int8"
