@@ -172,6 +172,29 @@ def transformers_onnx(arguments: dict[str, Any]) -> dict[str, Any]:
     return _opened(arguments["name"], original, path)
 
 
+def onnxruntime_dynamic(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What ONNX Runtime's own dynamic quantization makes of an FP32 graph, with its defaults.
+
+    Args:
+        arguments: ``artifact``, ``name``, ``folder``.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    artifact = Artifact.from_dict(arguments["artifact"])
+    path = _fresh(arguments["folder"])
+    # Embeddings stay FP32, as in ours and in optimum's form; it wants a type for what has none recorded: float.
+    quantize_dynamic(
+        artifact.path,
+        path,
+        op_types_to_quantize=["MatMul"],
+        weight_type=QuantType.QInt8,
+        extra_options={"DefaultTensorType": 1},
+    )
+    made = Artifact(path, "onnx", artifact.signature, artifact.contract)
+    variant = Variant("onnxruntime-cpu", "int8", "dynamic")
+    return {"name": arguments["name"], "opening": opening(variant, made), "files": [str(path)]}
+
+
 def error_of(arguments: dict[str, Any]) -> dict[str, float]:
     """How far a session is from the original: by point, the largest RMS relative error of any output.
 

@@ -1,11 +1,12 @@
-"""Compare FP32 variants with eager PyTorch, `torch.compile` and other exporters, in one run of our latency harness.
+"""Compare variants with eager PyTorch, `torch.compile` and other tools, in one run of our latency harness.
 
-    python benchmarks/baselines.py BUNDLE [--source SPEC]
+    python benchmarks/baselines.py BUNDLE [--source SPEC] [--precisions fp32 int8]
     python benchmarks/baselines.py --source SPEC
 
-With a bundle its FP32 variants that passed are timed; without one the source is exported into a temporary folder. Every
-session is compared with the original before it is timed: a fast wrong answer is no baseline. The table goes to the
-screen, and with the machine's description to ``benchmarks/results/baselines-<date>.json`` and ``.md``.
+With a bundle its variants of these precisions (FP32 by default) that passed are timed, and with int8 among them what
+ONNX Runtime's own `quantize_dynamic` makes of the bundle's portable graph; without one the source is exported into a
+temporary folder. Every session is compared with the original before it is timed: a fast wrong answer is no baseline. The
+table goes to the screen, and with the machine's description to ``benchmarks/results/baselines-<date>.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import datetime
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "onnx", "onnxscript", "onnx-ir", "numpy", "planish")
+PORTABLE = "onnxruntime-cpu-fp32"
+PEER_INT8 = "onnxruntime quantize_dynamic"
 JOBS = "baseline_exports"  # beside this file, which is where Python looks when it runs a script
 
 
@@ -96,7 +100,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     say("running the original")
     wanted = {"original": original, "points": arguments.points, "seed": 0, "folder": str(folder / "points")}
     points = run_job(f"{JOBS}:reference", wanted, log=log, threads=threads).value
-    found = of_bundle(bundle, arguments.trust) if bundle else Candidates()
+    found = of_bundle(bundle, arguments.precisions, arguments.trust) if bundle else Candidates()
     samples = [paths["inputs"] for paths in points.values()]
     if bundle is None:
         wanted = {"original": original, "samples": samples, "folder": str(folder / "ours")}
@@ -104,6 +108,13 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     make(found, "torch_onnx", {"original": original, "name": "torch.onnx.export", "folder": str(folder / "torch")}, log)
     given = {"original": original, "name": "transformers.exporters", "folder": str(folder / "transformers")}
     make(found, "transformers_onnx", given, log)
+    if bundle and "int8" in arguments.precisions:
+        given = {
+            "artifact": bundle.artifact(PORTABLE).to_dict(),
+            "name": PEER_INT8,
+            "folder": str(folder / "peer-int8"),
+        }
+        make(found, "onnxruntime_dynamic", given, log)
 
     errors = check(found, points, threads, log)
     latency = time_all(found, original, points, threads, log, arguments)
@@ -120,6 +131,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "rms_relative_error": errors,
         "not_made": found.failed,
         "latency": latency,
+        "precisions": list(arguments.precisions) if bundle else ["fp32"],
     }
 
 
@@ -131,8 +143,8 @@ def find_task(asked: str | None, bundle: Bundle | None, source: Source) -> Task:
     return get_task(name) if name else infer_task(source)
 
 
-def of_bundle(bundle: Bundle, trust: bool) -> Candidates:
-    """The bundle's FP32 variants that passed; engines only where this user's cache built them, or they are trusted."""
+def of_bundle(bundle: Bundle, precisions: Sequence[str], trust: bool) -> Candidates:
+    """The bundle's variants that passed; engines only where this user's cache built them, or they are trusted."""
     from exporter.digests import file_digest
     from exporter.targets import get_target
     from pipelines.opening import opening
@@ -140,7 +152,7 @@ def of_bundle(bundle: Bundle, trust: bool) -> Candidates:
 
     found = Candidates()
     for entry in bundle.manifest.variants:
-        if entry.precision != "fp32":
+        if entry.precision not in precisions:
             continue
         engine = not get_target(entry.target).portable
         if entry.status != "passed" or not entry.files:
@@ -226,7 +238,7 @@ def render(document: dict[str, Any]) -> str:
     workers = {**latency["baselines"], **latency["variants"]}
     timed = {name: worker for name, worker in workers.items() if worker["error"] is None}
     lines = [
-        f"# Baselines: {document['source']}, {document['task']}, FP32",
+        f"# Baselines: {document['source']}, {document['task']}, {', '.join(document['precisions']).upper()}",
         "",
         f"{document['date']}. {machine['cpu']['model']}, {document['threads']} threads of "
         f"{len(machine['cpu']['affinity'])} processors, {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['os']}, "
@@ -249,6 +261,14 @@ def render(document: dict[str, Any]) -> str:
     for title, cell in tables:
         rows = [[name, *(cell(worker["points"][p]) for p in latency["points"])] for name, worker in timed.items()]
         lines += ["", f"## {title}", "", *_table(["session", *latency["points"]], rows)]
+    if PEER_INT8 in timed:
+        peer = timed[PEER_INT8]["points"]
+        rows = [
+            [name, *(f"{peer[p]['p50_ms'] / worker['points'][p]['p50_ms']:.2f}" for p in latency["points"])]
+            for name, worker in timed.items()
+        ]
+        title = f"## Speed-up over `{PEER_INT8}` of the bundle's portable graph, by medians of this run"
+        lines += ["", title, "", *_table(["session", *latency["points"]], rows)]
     errors = document["rms_relative_error"]
     rows = [
         [n, *("not finite" if v[p] is None else f"{v[p]:.1e}" for p in latency["points"])] for n, v in errors.items()
@@ -297,9 +317,10 @@ def say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle, whose FP32 variants are timed")
+    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle, whose variants are timed")
     parser.add_argument("--source", help="the original; by default the one that the bundle's recipe names")
     parser.add_argument("--task", help="what the model does, where it cannot be told from the source")
+    parser.add_argument("--precisions", nargs="+", default=["fp32"], help="of the bundle's variants, as fp32 int8")
     parser.add_argument("--points", nargs="+", help="operating points, as 1x16 8x128")
     parser.add_argument("--budget-s", type=float, default=240.0, help="seconds for the rounds")
     parser.add_argument("--rounds", type=int, default=40, help="at most so many rounds")
