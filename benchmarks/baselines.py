@@ -5,8 +5,9 @@
 
 With a bundle its variants of these precisions (FP32 by default) that passed are timed, and with int8 among them what
 ONNX Runtime's own `quantize_dynamic` makes of the bundle's portable graph; without one the source is exported into a
-temporary folder. Every session is compared with the original before it is timed: a fast wrong answer is no baseline. The
-table goes to the screen, and with the machine's description to ``benchmarks/results/baselines-<date>.json`` and ``.md``.
+temporary folder. Every session is compared with the original before it is timed: a fast wrong answer is no baseline.
+The table goes to the screen, and with the machine's description to ``benchmarks/results/baselines-<date>.json`` and
+``.md``.
 """
 
 from __future__ import annotations
