@@ -163,7 +163,7 @@ def _explain(view: ReportView, line: Callable[..., None]) -> None:
     if view.dropped_points:
         line((formats.short(view.dropped_points, _LONGEST_REASON), "yellow"))
     if view.built_in_data:
-        line(("Built-in sentences were used where no data was given.", "dim"))
+        line((f"Built-in sentences were used for {view.built_in_data}.", "dim"))
 
 
 def _writable(text: str, console: Console) -> str:

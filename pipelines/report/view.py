@@ -220,6 +220,6 @@ class ReportView:
         return json.dumps(self.part("recipe"), indent=2, ensure_ascii=False, default=str)
 
     @property
-    def built_in_data(self) -> bool:
-        """Some data set of the run was our own sentences, not the user's."""
-        return any("built-in" in str(dig(item, "origin")) for item in self.part("data").values())
+    def built_in_data(self) -> str:
+        """What Planish's own sentences stood in for, as ``evaluation and calibration``; empty where for nothing."""
+        return " and ".join(use for use, item in self.part("data").items() if "built-in" in str(dig(item, "origin")))
