@@ -164,7 +164,7 @@ def collect_ranges(
         _observe(graph, name, value)
     parts: dict[str, RangePart] = {}
     seen = batches = 0
-    with _session(graph, model, threads) as session:
+    with _session(graph, threads) as session:
         for batch in samples:
             found = _run(session, batch, [f"{name}|{kind}" for name in values for kind in (*_STATISTICS, "count")])
             _refuse_non_finite(session, batch, found, list(values), seen)
@@ -195,7 +195,7 @@ def collect_histograms(
     for value in values.values():
         if not value.is_graph_output():
             graph.graph.outputs.append(value)
-    with _session(graph, model, threads) as session:
+    with _session(graph, threads) as session:
         for batch in samples:
             arrays = _run(session, batch, list(values))
             for name in values:
@@ -243,9 +243,9 @@ def _output(graph: ir.Model, node: ir.Node, name: str, dtype: ir.DataType, shape
 
 
 class _session:
-    """ONNX Runtime over a changed graph, from a file in a temporary folder; its weights stay in the original's file."""
+    """ONNX Runtime over a changed graph, from a file in a temporary folder."""
 
-    def __init__(self, graph: ir.Model, model: Path, threads: int) -> None:
+    def __init__(self, graph: ir.Model, threads: int) -> None:
         self._graph, self._threads = graph, threads
         self._folder = tempfile.TemporaryDirectory(prefix=".planish-calibration-")
 

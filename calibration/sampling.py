@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,11 @@ def stratified_subset(lengths: Sequence[int] | np.ndarray, count: int, *, seed: 
     shares = np.diff(ends, prepend=0)
     chosen = [rng.choice(part, size=share, replace=False) for part, share in zip(parts, shares, strict=True)]
     return sorted(int(i) for i in np.concatenate(chosen))
+
+
+def text_length(row: Mapping[str, Any]) -> int:
+    """How long the texts of a row of data are, in characters (words where they are split); 0 where it has none."""
+    return sum(len(value) for value in row.values() if isinstance(value, str | list))
 
 
 def positions_to_mask(

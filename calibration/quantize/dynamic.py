@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.quantize.products import Kept, products, refuse_nothing, refuse_unknown
+from calibration.quantize.products import Kept, products, refuse_nothing, refuse_unknown, save_quantized
 from calibration.quantize.weights import quantize_weight
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ def quantize_dynamic(
     Raises:
         RequestError: Nothing could be quantized, or `keep` names no node of the graph.
     """
-    from exporter.onnx_files import load_model, save_model, strip_metadata
-    from exporter.passes.checks import check_graph
-    from exporter.passes.graphs import infer_missing, remove_dead
+    from exporter.onnx_files import load_model
+    from exporter.passes.graphs import infer_missing
 
     model = load_model(path_in)
     infer_missing(model)
@@ -63,10 +62,7 @@ def quantize_dynamic(
             error = _quantize(model, node, made, per_channel)
             quantized.append({"node": name, "op": node.op_type, "weight_rms_relative": error})
     refuse_nothing(quantized, kept, path_in)
-    remove_dead(model)
-    check_graph(model)
-    strip_metadata(model)
-    save_model(model, path_out, external_data=external_data)
+    save_quantized(model, path_out, external_data)
     return {
         "form": "dynamic",
         "per_channel": per_channel,

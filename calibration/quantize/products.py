@@ -88,3 +88,15 @@ def refuse_unknown(model: ir.Model, keep: Iterable[str]) -> None:
     """
     if unknown := sorted(set(keep) - {str(node.name) for node in model.graph}):
         raise RequestError("a node to keep in FP32 is not in the graph", unknown[0], "Name nodes of this graph")
+
+
+def save_quantized(model: ir.Model, path: Path, external_data: bool | None) -> None:
+    """Write a quantized graph without what nothing reads any more, its float weights above all, and checked."""
+    from exporter.onnx_files import save_model, strip_metadata
+    from exporter.passes.checks import check_graph
+    from exporter.passes.graphs import remove_dead
+
+    remove_dead(model)
+    check_graph(model)
+    strip_metadata(model)
+    save_model(model, path, external_data=external_data)

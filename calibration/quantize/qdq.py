@@ -20,6 +20,7 @@ from calibration.quantize.products import (
     products,
     refuse_nothing,
     refuse_unknown,
+    save_quantized,
     weight_of,
 )
 from calibration.quantize.weights import quantize_weight
@@ -79,9 +80,7 @@ def quantize_static(
     Raises:
         RequestError: Nothing could be quantized, or `keep` names no product of the graph, or the table lacks a tensor.
     """
-    from exporter.onnx_files import load_model, save_model, strip_metadata
-    from exporter.passes.checks import check_graph
-    from exporter.passes.graphs import remove_dead
+    from exporter.onnx_files import load_model
 
     model = load_model(path_in)
     found = products(model, attention=scheme.attention)
@@ -97,10 +96,7 @@ def quantize_static(
         else:
             quantized.append(writer.quantize(node))
     refuse_nothing(quantized, kept, path_in)
-    remove_dead(model)
-    check_graph(model)
-    strip_metadata(model)
-    save_model(model, path_out, external_data=external_data)
+    save_quantized(model, path_out, external_data)
     return {"scheme": asdict(scheme), "quantized": quantized, "kept": [asdict(entry) for entry in kept]}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +107,8 @@ def program(arguments: dict[str, Any]) -> dict[str, Any]:
     artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
     form = arguments["form"]
     report_progress("calibrating" if form == "static" else "quantizing")
-    record = quantize_program(artifact, folder / PROGRAM, form=form, samples=batches(arguments, _open_rows(arguments)))
+    samples = batches(arguments, _open_rows(arguments)) if form == "static" else tuple
+    record = quantize_program(artifact, folder / PROGRAM, form=form, samples=samples)
     return {"path": PROGRAM, "record": {"precision": "int8", **record}}
 
 
@@ -122,12 +122,12 @@ def batches(arguments: Mapping[str, Any], rows: Dataset) -> Callable[[], Iterato
 
     Rows are read and encoded a few hundred at a time, so that memory does not grow with their number.
     """
-    from calibration.sampling import stratified_subset
+    from calibration.sampling import stratified_subset, text_length
     from pipelines.verification.encode import encode_rows
 
     original, seed = arguments["original"], int(arguments["seed"])
     encoder = open_encoder(original, Artifact.from_dict(arguments["artifact"]).signature)
-    lengths = [sum(len(v) for v in row.values() if isinstance(v, str | list)) for row in rows]
+    lengths = [text_length(row) for row in rows]
     chosen = set(stratified_subset(lengths, min(int(arguments["samples"]), len(lengths)), seed=seed))
 
     def encoded() -> Iterator[dict[str, np.ndarray]]:
@@ -146,9 +146,3 @@ def batches(arguments: Mapping[str, Any], rows: Dataset) -> Callable[[], Iterato
             yield batch.inputs
 
     return encoded
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """A calibration table as plain JSON, for the evidence."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -119,11 +119,11 @@ def no_usable_point(dropped: Sequence[str], signature: Signature) -> RequestErro
 
 def _samples(task: str, encoder: Any, data: Dataset, count: int, seed: int) -> list[dict[str, np.ndarray]]:
     """Rows for parity, each a batch of one without padding, spread over the lengths of the data."""
-    from calibration.sampling import stratified_subset
+    from calibration.sampling import stratified_subset, text_length
     from pipelines.verification.encode import encode_rows
 
     rows = list(data)
-    lengths = [sum(len(v) for v in row.values() if isinstance(v, str | list)) for row in rows]
+    lengths = [text_length(row) for row in rows]
     chosen = [rows[i] for i in stratified_subset(lengths, min(count, len(rows)), seed=seed)]
     return [batch.inputs for batch in encode_rows(task, encoder, chosen, batch_size=1, seed=seed)][:count]
 
