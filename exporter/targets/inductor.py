@@ -27,22 +27,49 @@ FINGERPRINT = "fingerprint.json"
 class InductorBinding(Binding):
     """Inputs of one AOTInductor package, as tensors that share the caller's memory."""
 
-    def __init__(self, package: Any, artifact: Artifact, arrays: dict[str, Array]) -> None:
+    def __init__(self, package: _Package, arrays: dict[str, Array]) -> None:
         import torch
 
         self._package = package
-        self._names = [spec.name for spec in artifact.signature.outputs]
         # from_numpy refuses memory that is read-only; a copy is made for such arrays only.
-        self._inputs = {n: torch.from_numpy(a if a.flags.writeable else a.copy()) for n, a in arrays.items()}
-        self._results: Any = None
+        self._inputs = [
+            torch.from_numpy(array if array.flags.writeable else array.copy())
+            for array in (arrays[name] for name in package.inputs)
+        ]
+        self._results: list[Any] | None = None
 
     def run(self) -> None:
-        self._results = self._package(**self._inputs)
+        self._results = self._package.run(self._inputs)
 
     def outputs(self) -> dict[str, Any]:
         if self._results is None:
             raise RequestError("outputs were asked for before the first run", None, "Call run() first")
-        return {name: self._results[name].detach() for name in self._names}
+        return {n: tensor.detach() for n, tensor in zip(self._package.outputs, self._results, strict=True)}
+
+
+class _Package:
+    """A loaded package, and the order in which it takes and gives tensors.
+
+    torch's own `aoti_load_package` does more than load: it imports the compiler, and asks it with half a dozen builds
+    (eight seconds, and a compiler is needed) which vector instructions there are, for a warning. `check_engine` has
+    looked at the processor already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import torch
+        from torch.utils import _pytree as pytree
+
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        taken, given = (pytree.treespec_loads(text) for text in self._loader.get_call_spec())
+        positional, named = taken.children()
+        if positional.num_leaves or given.type is not dict:
+            raise RuntimeError("its inputs or outputs have no names")
+        self.inputs: list[str] = named.context
+        self.outputs: list[str] = given.context
+
+    def run(self, tensors: list[Any]) -> list[Any]:
+        results: list[Any] = self._loader.boxed_run(list(tensors))  # it empties the list that it is given
+        return results
 
 
 class InductorSession(Session):
@@ -51,17 +78,16 @@ class InductorSession(Session):
     def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
         super().__init__(artifact)
         import torch
-        from torch._inductor import aoti_load_package
 
         torch.set_num_threads(threads)
         self._precision = precision
         try:
-            self._package = aoti_load_package(str(artifact.path))
+            self._package = _Package(artifact.path)
         except RuntimeError as error:
             raise RequestError("the AOTInductor package cannot be opened", artifact.path, first_line(error)) from error
 
     def _bind(self, arrays: dict[str, Array]) -> InductorBinding:
-        return InductorBinding(self._package, self.artifact, arrays)
+        return InductorBinding(self._package, arrays)
 
     def executed(self) -> dict[str, Any]:
         import torch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -76,3 +79,24 @@ def test_a_length_beyond_the_range_never_reaches_the_compiled_code(session: Sess
     given = {name: np.repeat(example[:1], axis.max + 1, axis=0)}
     with pytest.raises(RequestError, match="out of range"):
         session.run(given)
+
+
+@pytest.mark.slow
+def test_a_package_opens_where_there_is_no_compiler_and_imports_none(session: Session) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from exporter.targets.inductor import _Package\n"
+        "package = _Package(Path(sys.argv[1]))\n"
+        "print(package.inputs, package.outputs, 'torch._inductor' in sys.modules)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(session.artifact.path)],
+        env={"PATH": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    inputs = [spec.name for spec in session.artifact.signature.inputs]
+    outputs = [spec.name for spec in session.artifact.signature.outputs]
+    assert told.stdout.strip() == f"{inputs} {outputs} False"
