@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from exporter.artifact import Artifact
-from exporter.errors import EnvironmentLackError, PlanishError
-from pipelines.plan import PROGRAM, Candidate
+from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError
+from pipelines.plan import PROGRAM, Candidate, ingredients
 from pipelines.quantizing import Learning, needs, quantize
 from pipelines.recipe_sections import Export
+from pipelines.trust import remember_engine
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 FUSED = "onnx-fp32-fused"
@@ -45,26 +48,14 @@ class Artifacts:
         self.ids[ingredient] = made.id
 
 
-def make_artifacts(
-    shop: Workshop,
-    original: dict[str, Any],
-    original_id: dict[str, Any],
-    recorded: Made,
-    asked: set[str],
-    export: Export,
-    learning: Learning,
-) -> Artifacts:
-    """Make every ingredient that is asked for, and what these are made from.
-
-    The portable FP32 ONNX graph is always made; failing there ends the run. Any other failure is kept in `errors`.
+def export_onnx(shop: Workshop, original: dict[str, Any], original_id: dict[str, Any], export: Export) -> Made:
+    """Export to ONNX: what every portable artifact is made from.
 
     Raises:
         PlanishError: The model cannot be exported.
     """
-    result = Artifacts()
-    wanted = asked | {needed for ingredient in asked if (needed := needs(ingredient)) is not None}
     how = {"opset": export.opset, "external_data": export.external_data}
-    exported = shop.make(
+    return shop.make(
         "export-onnx",
         "Export to ONNX",
         "pipelines.stages.export:to_onnx",
@@ -72,6 +63,80 @@ def make_artifacts(
         inputs={"original": original_id, **how},
         packages=(*TORCH, *ONNX),
     )
+
+
+def export_program(shop: Workshop, original: dict[str, Any], original_id: dict[str, Any]) -> Made:
+    """Export to a `torch.export` program: what compiled engines are made from.
+
+    Raises:
+        PlanishError: The model cannot be exported.
+    """
+    return shop.make(
+        "export-program",
+        "Export to torch.export",
+        "pipelines.stages.export:to_program",
+        {"original": original},
+        inputs={"original": original_id},
+        packages=TORCH,
+    )
+
+
+def with_needs(asked: set[str]) -> set[str]:
+    """The ingredients that are asked for, and those that these are made from."""
+    return asked | {needed for ingredient in asked if (needed := needs(ingredient)) is not None}
+
+
+def make_artifacts(
+    shop: Workshop,
+    recorded: Made,
+    exported: Made,
+    program: Made | PlanishError | None,
+    planned: Sequence[Candidate],
+    export: Export,
+    learning: Learning,
+) -> Artifacts:
+    """Make every ingredient that a run's candidates ask for, what these are made from, and the engines.
+
+    The portable FP32 ONNX graph is always made; failing there ends the run. Any other failure is kept in `errors`.
+
+    Args:
+        shop: Makes the stages.
+        recorded: What the original computes.
+        exported: See `export_onnx`.
+        program: See `export_program`; why there is none; ``None`` where no candidate needs it.
+        planned: The candidates.
+        export: How ONNX files are written.
+        learning: What calibration learns from.
+
+    Raises:
+        PlanishError: The exported graph cannot be optimized.
+    """
+    result = Artifacts()
+    wanted = with_needs(ingredients(planned))
+    if isinstance(program, PlanishError):
+        result.errors[PROGRAM] = program
+    elif program is not None:
+        made = Artifact.from_dict(program.record["artifact"])
+        result.ready[PROGRAM] = Artifact(program.folder / made.path, "pt2", made.signature, made.contract)
+        result.ids[PROGRAM] = program.id
+    works = [lambda: _make_onnx(shop, result, recorded, exported, wanted, export, learning)]
+    for ingredient in sorted(wanted, key=lambda name: (needs(name) is None, name)):  # what takes longest first
+        if not ingredient.startswith("onnx-"):
+            works.append(partial(_make_engines, shop, result, ingredient, planned, export, learning))
+    shop.together(works)
+    return result
+
+
+def _make_onnx(
+    shop: Workshop,
+    result: Artifacts,
+    recorded: Made,
+    exported: Made,
+    wanted: set[str],
+    export: Export,
+    learning: Learning,
+) -> None:
+    """Everything that is an ONNX file."""
     raw = Artifact.from_dict(exported.record["artifact"])
     raw = Artifact(exported.folder / raw.path, raw.format, raw.signature, raw.contract)
     plain = _optimize(shop, raw, exported.id, recorded, export, fuse=False)
@@ -86,26 +151,41 @@ def make_artifacts(
     for ingredient in sorted(wanted & set(HALF)):
         with _Kept(result, ingredient):
             _lower(shop, result, ingredient, base, base_id, export)
-    if PROGRAM in wanted:
-        with _Kept(result, PROGRAM):
-            program = shop.make(
-                "export-program",
-                "Export to torch.export",
-                "pipelines.stages.export:to_program",
-                {"original": original},
-                inputs={"original": original_id},
-                packages=TORCH,
-            )
-            made = Artifact.from_dict(program.record["artifact"])
-            result.ready[PROGRAM] = Artifact(program.folder / made.path, "pt2", made.signature, made.contract)
-            result.ids[PROGRAM] = program.id
-    for ingredient in sorted(name for name in wanted if needs(name) is not None):
-        if error := result.errors.get(str(needs(ingredient))):
-            result.errors[ingredient] = error
+    for ingredient in sorted(name for name in wanted if name.startswith("onnx-") and needs(name) is not None):
+        _quantize(shop, result, ingredient, export, learning)
+
+
+def _make_engines(
+    shop: Workshop,
+    result: Artifacts,
+    ingredient: str,
+    planned: Sequence[Candidate],
+    export: Export,
+    learning: Learning,
+) -> None:
+    """One program that engines are compiled from, and these engines."""
+    if needs(ingredient) is not None:
+        _quantize(shop, result, ingredient, export, learning)
+    for candidate in planned:
+        if candidate.ingredient != ingredient or candidate.portable or candidate.skip or ingredient not in result.ready:
             continue
-        with _Kept(result, ingredient):
-            quantize(shop, result, ingredient, learning, export.external_data)
-    return result
+        try:
+            build_engine(shop, result, candidate)
+        except PlanishError as error:
+            if error.exit_status == 130 or isinstance(error, NoSpaceError):
+                raise
+            result.errors[candidate.variant.id] = error
+            continue
+        # Where it cannot be remembered the engine is as good as none, and it is not the engine that is wrong.
+        remember_engine(result.engines[candidate.variant.id]["digest"])
+
+
+def _quantize(shop: Workshop, result: Artifacts, ingredient: str, export: Export, learning: Learning) -> None:
+    if error := result.errors.get(str(needs(ingredient))):
+        result.errors[ingredient] = error
+        return
+    with _Kept(result, ingredient):
+        quantize(shop, result, ingredient, learning, export.external_data)
 
 
 def build_engine(shop: Workshop, artifacts: Artifacts, candidate: Candidate) -> None:

@@ -292,7 +292,7 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
             for judged in results.variants
             if judged.candidate.ingredient in results.artifacts.precision
         },
-        "timeline": list(results.timeline),
+        "timeline": sorted(results.timeline, key=lambda stage: stage["start_s"]),
     }
 
 

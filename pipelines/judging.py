@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,28 +107,33 @@ class Bench:
     data: dict[str, Any]
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def check(self, judged: Judged, artifacts: Artifacts) -> None:
-        """Fill in a variant's parity and quality gates."""
+    def check_all(self, variants: Sequence[Judged], artifacts: Artifacts) -> None:
+        """Fill in the variants' parity and quality gates."""
+        made = [judged for judged in variants if judged.artifact is not None]
+        self.shop.together([partial(self._check_here, judged) for judged in made if not judged.candidate.skip])
+        # The others cannot run here, but their numbers can be looked at: by ONNX Runtime on the CPU, and rounded at
+        # every edge. What several targets take is looked at once.
+        others = {judged.candidate.ingredient: judged for judged in reversed(made) if judged.candidate.skip}
+        self.shop.together(
+            [partial(self._look, judged, artifacts) for name, judged in others.items() if name not in self.numbers]
+        )
+        for judged in made:
+            if judged.candidate.skip:
+                judged.gates["quality"] = skipped(judged.candidate.skip)
+                judged.gates["parity"] = self.numbers[judged.candidate.ingredient]
+
+    def _look(self, judged: Judged, artifacts: Artifacts) -> None:
         if judged.artifact is None:
             return
-        variant = judged.candidate.variant
-        if not judged.candidate.skip:
-            self._check_here(judged, variant)
-            return
-        # It cannot run here, but its numbers can be looked at: by ONNX Runtime on the CPU, and rounded at every edge.
-        judged.gates["quality"] = skipped(judged.candidate.skip)
-        ingredient = judged.candidate.ingredient
-        if ingredient not in self.numbers:
-            try:
-                numbers = self._numbers(judged.artifact, judged.identity, variant.precision, artifacts)
-            except PlanishError as error:
-                if error.exit_status in (3, 130):
-                    raise
-                # Its own target may well run it: what is missing is the look at its numbers.
-                reason = f"its numbers could not be looked at here: {error}"
-                numbers = {"verdict": "inconclusive", "reason": reason}
-            self.numbers[ingredient] = numbers
-        judged.gates["parity"] = self.numbers[ingredient]
+        try:
+            numbers = self._numbers(judged.artifact, judged.identity, judged.candidate.variant.precision, artifacts)
+        except PlanishError as error:
+            if error.exit_status in (3, 130):
+                raise
+            # Its own target may well run it: what is missing is the look at its numbers.
+            reason = f"its numbers could not be looked at here: {error}"
+            numbers = {"verdict": "inconclusive", "reason": reason}
+        self.numbers[judged.candidate.ingredient] = numbers
 
     def _numbers(self, artifact: Artifact, identity: str, precision: str, artifacts: Artifacts) -> dict[str, Any]:
         """Parity of a portable artifact whose own target is not here."""
@@ -143,7 +149,8 @@ class Bench:
             records[ITSELF] = self._stage(runner, artifact, identity, frozenset(), title=title)
         return _together({name: record["parity"] for name, record in records.items()})
 
-    def _check_here(self, judged: Judged, variant: Variant) -> None:
+    def _check_here(self, judged: Judged) -> None:
+        variant = judged.candidate.variant
         if judged.artifact is None:
             return
         try:

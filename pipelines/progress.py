@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Tells a person how a run goes.
+    """Tells a person how a run goes. Steps may run side by side, each in a thread of its own.
 
     Args:
         quiet: Say nothing.
@@ -23,44 +24,63 @@ class Progress:
         self.quiet = quiet
         self._started = time.monotonic()
         self._status: Status | None = None
-        self._doing = ""
+        self._doing: dict[int, str] = {}  # by thread, what runs now and what is said of it
+        self._lock = threading.RLock()
         self._terminal = sys.stderr.isatty() and not quiet
 
     def say(self, text: str) -> None:
         """One line that stays."""
         if self.quiet:
             return
-        if self._status is not None:
-            self._status.console.print(f"[dim]{self._elapsed()}[/dim] {_escape(text)}", highlight=False)
-        else:
-            print(f"{self._elapsed()} {text}", file=sys.stderr, flush=True)
+        with self._lock:
+            if self._status is not None:
+                self._status.console.print(f"[dim]{self._elapsed()}[/dim] {_escape(text)}", highlight=False)
+            else:
+                print(f"{self._elapsed()} {text}", file=sys.stderr, flush=True)
 
     def update(self, text: str) -> None:
-        """What the step that runs now is doing; replaced by the next."""
-        if self._status is not None:
-            self._status.update(f"{_escape(self._doing)} [dim]· {_escape(text)}[/dim]")
+        """What the step of this thread is doing; replaced by the next."""
+        with self._lock:
+            doing = self._doing.get(threading.get_ident(), "").partition(" [dim]")[0]
+            self._show(f"{doing} [dim]· {_escape(text)}[/dim]")
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
         """A step that takes a while: shown while it runs, kept as a line with its duration when it is done."""
         began = time.monotonic()
-        self._doing = text
         if self._terminal:
-            from rich.console import Console
-
-            self._status = Console(stderr=True).status(_escape(text))
-            self._status.start()
+            self._show(_escape(text))
         else:
             self.say(f"{text} …")
         try:
             yield
         finally:
-            if self._status is not None:
-                self._status.stop()
-                self._status = None
+            self._show(None)
         seconds = time.monotonic() - began
         if seconds >= 0.05:
             self.say(f"{text}: done in {seconds:.1f} s")
+
+    def _show(self, text: str | None) -> None:
+        """Have the live line show `text` for this thread, or nothing of it any more."""
+        if not self._terminal:
+            return
+        with self._lock:
+            if text is None:
+                self._doing.pop(threading.get_ident(), None)
+            else:
+                self._doing[threading.get_ident()] = text
+            line = "  |  ".join(self._doing.values())
+            if not self._doing:
+                if self._status is not None:
+                    self._status.stop()
+                    self._status = None
+            elif self._status is None:
+                from rich.console import Console
+
+                self._status = Console(stderr=True).status(line)
+                self._status.start()
+            else:
+                self._status.update(line)
 
     def _elapsed(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)

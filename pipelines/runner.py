@@ -10,22 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import GateError, NoSpaceError, PlanishError, RequestError
+from exporter.errors import EnvironmentLackError, GateError, PlanishError, RequestError
 from exporter.original.plain import original_arguments
 from exporter.preprocess import read_labels
 from exporter.sources import resolve_source
 from exporter.tasks import get_task, infer_task
 from pipelines import assemble
-from pipelines.artifacts import Artifacts, build_engine, make_artifacts
+from pipelines.artifacts import Artifacts, export_onnx, export_program, make_artifacts, with_needs
 from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
 from pipelines.cache import Cache, log_folder
 from pipelines.digests import path_digest
 from pipelines.judging import BUSY, Bench, Judged, add_timings, locate
-from pipelines.plan import candidates, ingredients, original_key, refuse_unoffered
+from pipelines.lanes import lanes_for
+from pipelines.plan import PROGRAM, candidates, ingredients, original_key, refuse_unoffered
 from pipelines.progress import Progress
 from pipelines.quantizing import Learning
 from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
-from pipelines.trust import remember_engine
 from pipelines.workshop import TORCH, Made, Workshop
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(
     with Cache() if use_cache else Cache.disabled() as cache:
         log = _log(name)
         progress.say(f"{source.spec}: {task.name}, log in {log}")
-        shop = Workshop(cache, progress, log, recipe.threads or usable_cores())
+        shop = _workshop(cache, progress, log, recipe, source)
         results = _work(shop, recipe, resolved, source)
         try:
             return _write(results, folder, replace=state == "replace")
@@ -123,7 +123,7 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     task = infer_task(source) if recipe.task is None else get_task(recipe.task)
     recipe = recipe.model_copy(update={"task": task.name})
     with Cache() as cache:
-        shop = Workshop(cache, progress, _log(source.name), recipe.threads or usable_cores())
+        shop = _workshop(cache, progress, _log(source.name), recipe, source)
         bench, _, variants = _make(shop, recipe, recipe.resolved(), source)
         for judged in variants:
             if judged.artifact is not None and not judged.candidate.skip:
@@ -135,8 +135,7 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
 
 def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:
     bench, artifacts, variants = _make(shop, recipe, resolved, source)
-    for judged in variants:
-        bench.check(judged, artifacts)
+    bench.check_all(variants, artifacts)
     points = bench.recorded.record["points"]
     race = bench.race(variants, points)
     add_timings(variants, race, recipe.latency.min_speedup)
@@ -177,28 +176,32 @@ def _make(
         "points_given": "points" in recipe.latency.model_fields_set,
         "precisions": sorted({c.variant.precision for c in planned} & {"fp16", "bf16"}),
     }
-    recorded = shop.make(
-        "record",
-        "Run the original",
-        "pipelines.stages.record:record",
-        {"original": original, "data": data, **asked},
-        inputs={"original": identity, "data": data_id, **asked},
-        packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
-    )
-    recorded = _named_now(recorded, data)
+
+    def record() -> Made:
+        return shop.make(
+            "record",
+            "Run the original",
+            "pipelines.stages.record:record",
+            {"original": original, "data": data, **asked},
+            inputs={"original": identity, "data": data_id, **asked},
+            packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
+        )
+
+    def program() -> Made | PlanishError | None:
+        if PROGRAM not in with_needs(ingredients(planned)):
+            return None
+        try:
+            return export_program(shop, original, identity)
+        except EnvironmentLackError:
+            raise
+        except PlanishError as error:  # the other targets do without it
+            return error
+
+    works = [lambda: export_onnx(shop, original, identity, recipe.export), record, program]
+    found: list[Any] = shop.together(works)
+    exported, recorded, traced = found[0], _named_now(found[1], data), found[2]
     learning = Learning.of(recipe.calibration, recipe.seed, original, identity, *_calibration_data(recipe, resolved))
-    artifacts = make_artifacts(shop, original, identity, recorded, ingredients(planned), recipe.export, learning)
-    for candidate in planned:
-        if not candidate.portable and not candidate.skip and candidate.ingredient in artifacts.ready:
-            try:
-                build_engine(shop, artifacts, candidate)
-            except PlanishError as error:
-                if error.exit_status == 130 or isinstance(error, NoSpaceError):
-                    raise
-                artifacts.errors[candidate.variant.id] = error
-                continue
-            # Where it cannot be remembered the engine is as good as none, and it is not the engine that is wrong.
-            remember_engine(artifacts.engines[candidate.variant.id]["digest"])
+    artifacts = make_artifacts(shop, recorded, exported, traced, planned, recipe.export, learning)
     return Bench(shop, recipe, original, recorded, data), artifacts, [locate(c, artifacts) for c in planned]
 
 
@@ -279,6 +282,11 @@ def _refuse_bad_metric(recipe: Recipe, source: Source) -> None:
 
     labels = {} if source.files_folder is None else read_labels(source.files_folder)
     check_metric(recipe.quality.metric, str(recipe.task), labels)
+
+
+def _workshop(cache: Cache, progress: Progress, log: Path, recipe: Recipe, source: Source) -> Workshop:
+    threads = recipe.threads or usable_cores()
+    return Workshop(cache, progress, log, threads, lanes_for(source.weights_bytes, threads))
 
 
 def _log(name: str) -> Path:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from exporter.hardware import circumstances, cpu_model, fingerprint
 from pipelines.cache import Cache, StageKey, StageResult, stage_key
+from pipelines.lanes import side_by_side
 from pipelines.processes import run_job
 from pipelines.progress import Progress
+
+T = TypeVar("T")
 
 # What changes what a compiler or a clock says, beside the machine itself.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CXX", "CXXFLAGS", "OMP_PROC_BIND", "KMP_AFFINITY", "LD_PRELOAD")
@@ -39,14 +43,22 @@ class Workshop:
         progress: Tells the user.
         log: Everything that jobs and native code print goes there.
         threads: Threads of every job.
-        timeline: Stage, seconds, and whether the cache had it.
+        lanes: Stages that may run side by side (`together`).
+        timeline: Stage, when it began and how long it took in seconds, and whether the cache had it.
     """
 
     cache: Cache
     progress: Progress
     log: Path
     threads: int
+    lanes: int = 1
     timeline: list[dict[str, Any]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _began: float = field(default_factory=time.monotonic)
+
+    def together(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """Do works that do not need each other, several at a time (`pipelines.lanes.side_by_side`)."""
+        return side_by_side(works, self.lanes, self._stop)
 
     def make(
         self,
@@ -79,6 +91,7 @@ class Workshop:
                 env=PATIENT,
                 threads=self.threads,
                 on_line=self.progress.update,
+                stop=self._stop,
             )
             return dict(job.value)
 
@@ -111,9 +124,10 @@ class Workshop:
             with self.progress.step(title):
                 return work(folder)
 
+        began = time.monotonic()
         result = self._get_or_make(key, title, working)
         seconds = result.seconds if not result.cached else result.made_seconds
-        self._note(key, title, seconds, result.cached)
+        self._note(key, title, began, seconds, result.cached)
         return Made(result.folder, result.record, key.id)
 
     def measure(
@@ -132,9 +146,9 @@ class Workshop:
         try:
             result = self._get_or_make(key, title, working)
         except _NotKept as notice:
-            self._note(key, title, time.monotonic() - began, False)
+            self._note(key, title, began, time.monotonic() - began, False)
             return notice.found
-        self._note(key, title, result.made_seconds, result.cached)
+        self._note(key, title, began, result.made_seconds, result.cached)
         return result.record
 
     def _get_or_make(self, key: StageKey, title: str, work: Callable[[Path], dict[str, Any]]) -> StageResult:
@@ -145,8 +159,10 @@ class Workshop:
             self.progress.say(f"{title}: cached")
         return result
 
-    def _note(self, key: StageKey, title: str, seconds: float, cached: bool) -> None:
-        self.timeline.append({"stage": key.stage, "title": title, "seconds": seconds, "cached": cached})
+    def _note(self, key: StageKey, title: str, began: float, seconds: float, cached: bool) -> None:
+        start_s = began - self._began
+        told = {"stage": key.stage, "title": title, "start_s": start_s, "seconds": seconds, "cached": cached}
+        self.timeline.append(told)
 
 
 class _NotKept(Exception):

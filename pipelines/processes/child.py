@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 def thread_environment(threads: int) -> dict[str, str]:
     """The environment variables that hold native thread pools to `threads` threads."""
     return dict.fromkeys(THREAD_VARIABLES, str(threads))
+
+
+class Stopped(BaseException):
+    """Nobody waits for a child's answer any more. No `Exception`: it is not to be taken for a failure of the child."""
 
 
 class Child:
@@ -111,17 +116,20 @@ class Child:
         """Send a command to a function that reads `inside.commands`; a child that is gone is noticed by `receive`."""
         self._send_line(json.dumps(command))
 
-    def receive(self, timeout_s: float | None = None) -> tuple[str, Any]:
+    def receive(self, timeout_s: float | None = None, stop: threading.Event | None = None) -> tuple[str, Any]:
         """The child's next message: its kind (``"progress"``, ``"result"``, or what the function sent) and content.
 
         Raises:
             PlanishError: The function raised it, or the child ended without a result (see `failures`).
             TimeoutError: There was no message within `timeout_s` seconds.
+            Stopped: `stop` was set meanwhile.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         poll = select.poll()  # not select(), which refuses descriptors beyond 1023
         poll.register(self._messages, select.POLLIN | select.POLLHUP)
         while b"\n" not in self._pending:
+            if stop is not None and stop.is_set():
+                raise Stopped(self.function)
             wait_s = _POLL_SECONDS if end is None else min(_POLL_SECONDS, max(0.0, end - time.monotonic()))
             if poll.poll(0 if self._ended else wait_s * 1000):
                 data = os.read(self._messages, 1 << 20)

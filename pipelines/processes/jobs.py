@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ def run_job(
     memory_limit_bytes: int | None = None,
     timeout_s: float | None = None,
     on_line: Callable[[str], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> JobResult:
     """Call `function` with `arguments` in a child process and return what it returned.
 
@@ -55,10 +57,12 @@ def run_job(
         memory_limit_bytes: Limit on the child's private memory; beyond it allocations fail.
         timeout_s: Give up after so many seconds without any message from the child.
         on_line: Called with each text that the job gives to `report_progress`.
+        stop: Set by another thread, it ends the job.
 
     Raises:
         PlanishError: As the function raised it; `EnvironmentLackError` for a lack of disk space or memory;
             `InternalError`, naming the log, for any other exception, a crash or a time-out.
+        Stopped: `stop` was set.
     """
     start = time.monotonic()
     with (
@@ -67,7 +71,7 @@ def run_job(
     ):
         while True:
             try:
-                kind, content = child.receive(timeout_s)
+                kind, content = child.receive(timeout_s, stop)
             except TimeoutError:
                 raise InternalError(f"{function} gave no sign of life", f"{timeout_s} s", see(log)) from None
             if kind == "result":

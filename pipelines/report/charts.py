@@ -163,6 +163,14 @@ def bar(scale: Scale, value: float, y: float, height: float, kind: str) -> Marku
     )
 
 
+def span(scale: Scale, start: float, end: float, y: float, height: float, kind: str) -> Markup:
+    """A bar from `start` to `end`, wide enough to be seen."""
+    left = scale.at(start)
+    return Markup('<rect class="{}" x="{}" y="{:g}" width="{}" height="{:g}" rx="2"/>').format(
+        kind, _x(left), y, _x(max(scale.at(end) - left, 0.3)), height
+    )
+
+
 def plot(marks: Iterable[Markup], title: str, height: int) -> Markup:
     """One row of a chart; `title` says in words what it shows (read aloud, and shown on hover)."""
     body = Markup("").join(marks)

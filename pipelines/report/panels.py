@@ -244,17 +244,20 @@ def _bars(items: Iterable[tuple[str, float | None, str]]) -> Panel:
 
 
 def timeline_panel(view: ReportView) -> Panel | None:
-    """Seconds per stage of the run."""
+    """When each stage began and how long it took."""
     stages = [stage for stage in view.items("timeline") if number(dig(stage, "seconds")) is not None]
     if not stages:
         return None
-    scale = charts.size_scale(number(stage["seconds"]) or 0.0 for stage in stages)
+    # What came from the cache took no time in this run.
+    began = [number(dig(stage, "start_s")) or 0.0 for stage in stages]
+    took = [0.0 if dig(stage, "cached") else number(stage["seconds"]) or 0.0 for stage in stages]
+    scale = charts.size_scale(start + seconds for start, seconds in zip(began, took, strict=True))
     rows = []
-    for stage in stages:
+    for stage, start, spent in zip(stages, began, took, strict=True):
         name, seconds, cached = str(dig(stage, "stage")), number(stage["seconds"]) or 0.0, bool(dig(stage, "cached"))
         tone = "baseline" if cached else "plain"
         text = f"{duration(seconds)}{', from the cache' if cached else ''}"
-        marks = [charts.bar(scale, seconds, 5, 12, f"bar {tone}")]
+        marks = [charts.span(scale, start, start + spent, 5, 12, f"bar {tone}")]
         rows.append(Row(name, charts.plot(marks, f"{name}: {text}", 22), duration(seconds), "", tone))
         if cached:
             rows[-1] = Row(name, rows[-1].plot, "cached", "", tone)

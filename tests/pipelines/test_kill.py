@@ -121,9 +121,14 @@ def test_killed_inside_every_stage_and_at_random_moments(
         return Job(source, out, cache, texts, *settings("include_source=true"))
 
     stages = timeline(bundle)
-    assert [stage["stage"] for stage in stages] == [
-        *("record", "export-onnx", "optimize", "fuse"),
-        *("check-onnxruntime-cpu-fp32", "check-onnxruntime-cpu-fp32-fused", "race"),
+    together = {"record", "export-onnx"}, {"check-onnxruntime-cpu-fp32", "check-onnxruntime-cpu-fp32-fused"}
+    order = [stage["stage"] for stage in stages]
+    assert [set(order[:2]), *order[2:4], set(order[4:6]), *order[6:]] == [
+        together[0],
+        "optimize",
+        "fuse",
+        together[1],
+        "race",
     ]
     for number, stage in enumerate(stages):
         with job() as at_random:

@@ -180,7 +180,9 @@ def test_a_bundle_timed_on_a_busy_machine_is_timed_again(
     bundle: Path, cache: Path, model_folder: Folders, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLANISH_CACHE", str(cache))
-    recipe = Recipe.from_source(str(model_folder("bert")), overrides=[*SMALL, f"data.evaluation={texts}"])
+    # Another budget than in other tests: on a quiet machine the timings of those are kept, and would be taken here.
+    overrides = [*SMALL, f"data.evaluation={texts}", "latency.budget_s=0.9"]
+    recipe = Recipe.from_source(str(model_folder("bert")), overrides=overrides)
     # That the machine was busy, or was not, is said here and not measured.
     monkeypatch.setattr("pipelines.runner.BUSY", -1.0)
     monkeypatch.setattr("pipelines.judging.BUSY", -1.0)
@@ -220,11 +222,13 @@ def test_everything_is_taken_from_the_cache(
     assert timeline
     made = {stage["stage"] for stage in timeline if not stage["cached"]}
     assert made <= {"race"}, done.stderr  # timings of a busy machine are not kept
-    same = digests(bundle)
-    differing = {name for name, digest in digests(out).items() if same.get(name) != digest}
+    same, now = digests(bundle), digests(out)
+    if made:  # what was selected may be another form now, and only that lies under variants/
+        same, now = ({n: d for n, d in files.items() if not n.startswith("variants/")} for files in (same, now))
+    differing = {name for name, digest in now.items() if same.get(name) != digest}
     told = {"planish.json", "report.json", "report.html"}  # they say when, and what was cached
     assert differing <= told | ({"evidence/latency.json"} if made else set())
-    assert digests(out).keys() == same.keys()
+    assert now.keys() == same.keys()
 
 
 def test_an_export_repeats_byte_for_byte(bundle: Path, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
@@ -381,7 +385,7 @@ def test_an_engine_that_cannot_be_remembered_is_no_failed_variant(
         """As `remember_engine` does in a folder of somebody else."""
         raise EnvironmentLackError("the engines cannot be remembered", digest, "Set PLANISH_CACHE")
 
-    monkeypatch.setattr("pipelines.runner.remember_engine", refuse)
+    monkeypatch.setattr("pipelines.artifacts.remember_engine", refuse)
     with pytest.raises(EnvironmentLackError, match="cannot be remembered"):
         run(recipe, out=tmp_path / "out")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
+from pipelines.lanes import side_by_side
 from pipelines.processes import Child, run_job
 
 HERE = "tests.pipelines.processes.jobs_to_run"
@@ -42,15 +44,21 @@ def main() -> None:
         say("ready")
     else:
         seen: list[str] = []
+        lock, stop = threading.Lock(), threading.Event()
 
         def on_line(text: str) -> None:
-            seen.append(text)
-            say(text)
-            if len(seen) == (2 if what == "nested" else 1):
-                say("ready")
+            with lock:
+                seen.append(text)
+                say(text)
+                if len(seen) == (1 if what == "running" else 2):
+                    say("ready")
+
+        def work() -> None:
+            arguments = {"nested": what == "nested", "log": str(log)}
+            run_job(f"{HERE}:family", arguments, log=log, on_line=on_line, stop=stop)
 
         try:
-            run_job(f"{HERE}:family", {"nested": what == "nested", "log": str(log)}, log=log, on_line=on_line)
+            side_by_side([work] * (3 if what == "lanes" else 1), 2, stop)
         except KeyboardInterrupt:
             say("interrupted")
             sys.exit(130)

@@ -34,8 +34,8 @@ def wait_until_gone(pids: list[int], seconds: float = 20) -> list[int]:
 
 
 def children_of(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
+    texts = [task.joinpath("children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return [int(word) for text in texts for word in text.split()]
 
 
 def temporary_of(log: Path) -> Path:
@@ -90,13 +90,13 @@ def started() -> Iterator[list[Parent]]:
         parent.process.stdout.close()
 
 
-@pytest.mark.parametrize("what", ["running", "stopped", "nested"])
+@pytest.mark.parametrize("what", ["running", "stopped", "nested", "lanes"])
 def test_kill_9_of_the_parent_ends_children_grandchildren_and_watcher(
     log: Path, started: list[Parent], what: str
 ) -> None:
     parent = Parent(log, what)
     started.append(parent)
-    assert len(set(parent.pids)) >= (7 if what == "nested" else 4)
+    assert len(set(parent.pids)) >= (7 if what in ("nested", "lanes") else 4)
     assert all(alive(pid) for pid in parent.pids)
     assert list(temporary_of(log).rglob("unpacked-*")) != []
     parent.process.kill()
@@ -140,10 +140,11 @@ def test_a_parent_that_ends_normally_takes_its_children_and_watcher_along(log: P
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, 129)]
 )
+@pytest.mark.parametrize("what", ["running", "lanes"])
 def test_an_interrupt_ends_everything_and_then_the_parent(
-    log: Path, started: list[Parent], number: int, status: int
+    log: Path, started: list[Parent], number: int, status: int, what: str
 ) -> None:
-    parent = Parent(log, "running")
+    parent = Parent(log, what)
     started.append(parent)
     os.kill(parent.process.pid, number)
     assert parent.process.wait(20) == status
