@@ -26,7 +26,7 @@ from pipelines.workshop import Made
 
 PACKAGES = (
     *("planish", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
-    *("openvino", "optimum", "tokenizers", "safetensors", "numpy", "scipy"),
+    *("openvino", "torchao", "optimum", "tokenizers", "safetensors", "numpy", "scipy"),
 )
 GOLDEN_BYTES = 24_000_000
 """Parity cases that a bundle carries: the small ones, up to so many bytes."""

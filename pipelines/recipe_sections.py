@@ -142,11 +142,12 @@ class Data(Section):
 
 
 class Calibration(Section):
-    """What int8 forms with fixed ranges learn them from. Columns are those of `Data`.
+    """What int8 forms with fixed ranges learn them from.
 
     Attributes:
         data: Path of the data; `None` takes Planish's own sentences, pictures or tensors. Rows that quality is judged
             on should not be among them.
+        columns: As in `Data`, and where none are given those of `Data`.
         split: Split of a `datasets` folder.
         samples: Rows drawn at most, spread over the lengths of the data by the recipe's `seed`.
         method: How a range is chosen from what was seen; `None` takes what suits each target.
@@ -154,10 +155,18 @@ class Calibration(Section):
     """
 
     data: Name | None = None
+    columns: dict[Name, Column] = {}
     split: Name | None = None
     samples: Count = 256
     method: Literal["minmax", "percentile", "entropy", "mse"] | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _about_given_data(self) -> Calibration:
+        for key in ("columns", "split", "sha256"):
+            if self.data is None and (value := getattr(self, key)):
+                raise Wrong("there is no data for it", value, "Give the data too: calibration.data", key)
+        return self
 
 
 class Parity(Section):

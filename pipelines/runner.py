@@ -215,9 +215,9 @@ def _data(recipe: Recipe, digest: str | None) -> tuple[dict[str, Any], dict[str,
 def _calibration_data(recipe: Recipe, resolved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """How to open the calibration data, and what identifies it. The rows that judge quality are not among them, unless
     the recipe says so: what is measured on rows that ranges were learned from tells too much good."""
-    common = {"columns": recipe.data.columns, "limit": None, "split": recipe.calibration.split, "seed": recipe.seed}
-    if recipe.calibration.data is None:
-        common["columns"] = {}
+    learned = recipe.calibration
+    columns = {} if learned.data is None else learned.columns or recipe.data.columns
+    common = {"columns": columns, "limit": None, "split": learned.split, "seed": recipe.seed}
     return _opened(recipe.calibration.data, resolved["calibration"]["sha256"], common)
 
 
@@ -255,7 +255,7 @@ def _refuse_bad_data(recipe: Recipe, source: Source) -> None:
     from pipelines.verification.predict import WITHOUT_METRIC
 
     if learned.data is not None:
-        load_task_dataset(str(recipe.task), learned.data, columns=asked.columns, split=learned.split)
+        load_task_dataset(str(recipe.task), learned.data, columns=learned.columns or asked.columns, split=learned.split)
     if asked.evaluation is None:
         return
     data = load_task_dataset(

@@ -84,6 +84,7 @@ def test_import_needs_no_model_library() -> None:
         ({"source": "a", "quality": {"max_drop": 2.0, "max_drop_worst": 1}}, "'quality.max_drop_worst'", "1", "2.0"),
         ({"source": "a", "data": {"columns": {"text": "t"}}}, "'data.columns'", "'t'", "data.evaluation"),
         ({"source": "a", "data": {"split": "test"}}, "'data.split'", "test", "data.evaluation"),
+        ({"source": "a", "calibration": {"columns": {"text": "t"}}}, "calibration.columns", "'t'", "calibration.data"),
         ({"source": "a", "data": {"columns": {"text": -3}}}, "'data.columns.text'", "-3", "quote it"),
         ({"source": "a", "task": "fill-mask", "custom": {"inputs": {"x": {"dtype": "int64", "shape": [1]}},
           "outputs": ["y"]}}, "'task'", "fill-mask", "task: custom"),
