@@ -96,6 +96,13 @@ def _beside(model: Path) -> list[Path]:
     return [data] if data.is_file() else []
 
 
+def gate_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the quality gate is told: the recipe's section, with the worst drop that it allows."""
+    settings = recipe.quality.model_dump()
+    settings["max_drop_worst"] = settings["max_drop_worst"] or 2 * settings["max_drop"]
+    return settings
+
+
 @dataclass
 class Bench:
     """What checking needs beside the variants themselves."""
@@ -177,8 +184,7 @@ class Bench:
         quality: bool = False,
         title: str | None = None,
     ) -> dict[str, Any]:
-        settings = self.recipe.quality.model_dump()
-        settings["max_drop_worst"] = settings["max_drop_worst"] or 2 * settings["max_drop"]
+        settings = gate_settings(self.recipe)
         made = self.shop.make(
             f"check-{variant.id}",
             title or f"Check {variant.id}",
@@ -319,4 +325,4 @@ def _together(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {**records[worst], "runner": worst, "also": others}
 
 
-__all__ = ["Bench", "Judged", "add_timings", "locate", "variant_dict"]
+__all__ = ["Bench", "Judged", "add_timings", "gate_settings", "locate", "variant_dict"]

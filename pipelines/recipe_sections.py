@@ -151,6 +151,7 @@ class Calibration(Section):
         split: Split of a `datasets` folder.
         samples: Rows drawn at most, spread over the lengths of the data by the recipe's `seed`.
         method: How a range is chosen from what was seen; `None` takes what suits each target.
+        search: Where a form fails its quality gate, look for the fewest layers to keep in FP32 such that it passes.
         sha256: As in `Data`.
     """
 
@@ -159,6 +160,7 @@ class Calibration(Section):
     split: Name | None = None
     samples: Count = 256
     method: Literal["minmax", "percentile", "entropy", "mse"] | None = None
+    search: Bool = True
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
     @model_validator(mode="after")

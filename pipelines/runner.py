@@ -26,6 +26,7 @@ from pipelines.plan import PROGRAM, candidates, ingredients, original_key, refus
 from pipelines.progress import Progress
 from pipelines.quantizing import Learning
 from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
+from pipelines.searching import kept_forms
 from pipelines.workshop import TORCH, Made, Workshop
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     recipe = recipe.model_copy(update={"task": task.name})
     with Cache() as cache:
         shop = _workshop(cache, progress, _log(source.name), recipe, source)
-        bench, _, variants = _make(shop, recipe, recipe.resolved(), source)
+        bench, _, variants, _ = _make(shop, recipe, recipe.resolved(), source)
         for judged in variants:
             if judged.artifact is not None and not judged.candidate.skip:
                 judged.executed = {}
@@ -134,9 +135,12 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
 
 
 def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:
-    bench, artifacts, variants = _make(shop, recipe, resolved, source)
+    bench, artifacts, variants, learning = _make(shop, recipe, resolved, source)
     bench.check_all(variants, artifacts)
     points = bench.recorded.record["points"]
+    if recipe.calibration.search:
+        # The last point is the largest: there a layer's share of the time shows best.
+        variants = kept_forms(bench, artifacts, variants, learning, points[-1] if points else None)
     race = bench.race(variants, points)
     add_timings(variants, race, recipe.latency.min_speedup)
     return assemble.Results(
@@ -155,7 +159,7 @@ def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Sour
 
 def _make(
     shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source
-) -> tuple[Bench, Artifacts, list[Judged]]:
+) -> tuple[Bench, Artifacts, list[Judged], Learning]:
     """Run the original, and make every artifact and engine."""
     original = original_arguments(
         source,
@@ -202,7 +206,8 @@ def _make(
     exported, recorded, traced = found[0], _named_now(found[1], data), found[2]
     learning = Learning.of(recipe.calibration, recipe.seed, original, identity, *_calibration_data(recipe, resolved))
     artifacts = make_artifacts(shop, recorded, exported, traced, planned, recipe.export, learning)
-    return Bench(shop, recipe, original, recorded, data), artifacts, [locate(c, artifacts) for c in planned]
+    bench = Bench(shop, recipe, original, recorded, data)
+    return bench, artifacts, [locate(c, artifacts) for c in planned], learning
 
 
 def _data(recipe: Recipe, digest: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

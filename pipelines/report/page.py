@@ -41,6 +41,7 @@ def render_html(report: Mapping[str, Any]) -> str:
             quality_panels=panels.quality_panels(view),
             file_panel=panels.file_panel(view),
             memory_panel=panels.memory_panel(view),
+            sensitivity_panels=panels.sensitivity_panels(view),
             timeline_panel=panels.timeline_panel(view),
             f=formats,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from markupsafe import Markup
 
@@ -14,6 +15,7 @@ from pipelines.report.formats import (
     dig,
     duration,
     interval,
+    listing,
     mapping,
     number,
     percent,
@@ -29,6 +31,8 @@ from pipelines.report.formats import (
 from pipelines.report.variant import Speed, VariantView
 from pipelines.report.view import ReportView
 
+MOST_LAYERS = 12
+"""Layers that a chart of sensitivity shows; ``evidence/precision.json`` has all."""
 MOST_ROWS = 8
 """Variants that a chart of speed-ups shows per operating point; the tables have all."""
 
@@ -262,6 +266,47 @@ def timeline_panel(view: ReportView) -> Panel | None:
         if cached:
             rows[-1] = Row(name, rows[-1].plot, "cached", "", tone)
     return Panel(rows)
+
+
+def sensitivity_panels(view: ReportView) -> list[Panel]:
+    """Per searched variant the layers that cost most, and what the search came to."""
+    found = []
+    for name, record in view.part("precision").items():
+        layers = [layer for layer in listing(record, "search", "layers") if number(dig(layer, "error")) is not None]
+        if not layers:
+            continue
+        scale = charts.size_scale(number(dig(layer, "error")) or 0.0 for layer in layers)
+        # All that are kept, and the costliest of the others beside them.
+        kept = [layer for layer in layers if dig(layer, "kept")]
+        others = [layer for layer in layers if not dig(layer, "kept")]
+        rows = [_layer_row(layer, scale) for layer in [*kept, *others[: max(3, MOST_LAYERS - len(kept))]][:MOST_LAYERS]]
+        found.append(Panel(rows, shown(name), note=_search_note(mapping(record, "search"), len(layers), len(kept))))
+    return found
+
+
+def _layer_row(layer: Mapping[str, Any], scale: charts.Scale) -> Row:
+    name, error = shown(dig(layer, "node")), number(dig(layer, "error")) or 0.0
+    kept, together, gained = bool(dig(layer, "kept")), number(dig(layer, "quantized_together")), dig(layer, "gained_ms")
+    detail = "" if number(gained) is None else f"gains {significant(gained, 2)} ms"
+    if together is not None and together > 1:
+        detail += f"{', ' if detail else ''}share of {together:g} layers"
+    text = f"output error {significant(error, 2)}{', kept in FP32' if kept else ''}"
+    marks = [charts.bar(scale, error, 5, 12, f"bar {'chosen' if kept else 'plain'}")]
+    return Row(
+        name, charts.plot(marks, f"{name}: {text}", 22), significant(error, 2), detail, "chosen" if kept else "plain"
+    )
+
+
+def _search_note(search: Mapping[str, Any], layers: int, kept: int) -> str:
+    steps, runs = listing(search, "steps"), number(dig(search, "runs"))
+    first = number(dig(steps[0], "drop")) if steps else None
+    before = "" if first is None else f" All in int8 it was {significant(first)} behind."
+    tried = "" if runs is None else f" {runs:g} forms were made and run."
+    if not dig(search, "passed"):
+        closest = min((number(dig(step, "drop")) or 0.0 for step in steps), default=None)
+        told = "" if closest is None else f": the closest form is {significant(closest)} behind"
+        return f"No choice of layers passes the quality gate{told}.{before}{tried}"
+    return f"The quality gate passes with {kept} of {layers} layers in FP32.{before}{tried}"
 
 
 def _tone(variant: VariantView, chosen: bool) -> str:

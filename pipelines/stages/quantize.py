@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ def calibrate(arguments: dict[str, Any]) -> dict[str, Any]:
     from exporter.onnx_files import load_model
 
     artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
-    rows = _open_rows(arguments)
+    rows = open_rows(arguments)
     tensors = observed(load_model(artifact.path))
     report_progress(f"observing {len(tensors)} tensors")
     table = collect(
@@ -62,24 +62,23 @@ def static(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments: ``artifact`` (the FP32 graph), ``table``, ``target`` (whose scheme), ``method``, ``external_data``,
             ``folder``.
     """
+    report_progress("quantizing")
+    record = write_static(arguments, Path(arguments["folder"]) / INT8)
+    return {"path": INT8, "record": {"precision": "int8", **record}}
+
+
+def write_static(arguments: Mapping[str, Any], path: Path, keep: Collection[str] = ()) -> dict[str, Any]:
+    """Write the form that `static` makes to `path`, but for the nodes to `keep` in FP32; returns its record."""
     from dataclasses import replace
 
     from calibration.quantize.qdq import SCHEMES, quantize_static
     from calibration.table import load_table
 
-    artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
-    scheme = SCHEMES[arguments["target"]]
+    artifact, scheme = Artifact.from_dict(arguments["artifact"]), SCHEMES[arguments["target"]]
     if arguments["method"] is not None:
         scheme = replace(scheme, method=arguments["method"])
-    report_progress("quantizing")
-    record = quantize_static(
-        artifact.path,
-        folder / INT8,
-        load_table(Path(arguments["table"])),
-        scheme,
-        external_data=external_data(arguments),
-    )
-    return {"path": INT8, "record": {"precision": "int8", **record}}
+    table = load_table(Path(arguments["table"]))
+    return quantize_static(artifact.path, path, table, scheme, keep=keep, external_data=external_data(arguments))
 
 
 def dynamic(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -88,12 +87,17 @@ def dynamic(arguments: dict[str, Any]) -> dict[str, Any]:
     Args:
         arguments: ``artifact`` (an FP32 graph), ``external_data``, ``folder``.
     """
+    report_progress("quantizing")
+    record = write_dynamic(arguments, Path(arguments["folder"]) / INT8)
+    return {"path": INT8, "record": {"precision": "int8", **record}}
+
+
+def write_dynamic(arguments: Mapping[str, Any], path: Path, keep: Collection[str] = ()) -> dict[str, Any]:
+    """Write the form that `dynamic` makes to `path`, but for the nodes to `keep` in FP32; returns its record."""
     from calibration.quantize.dynamic import quantize_dynamic
 
-    artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
-    report_progress("quantizing")
-    record = quantize_dynamic(artifact.path, folder / INT8, external_data=external_data(arguments))
-    return {"path": INT8, "record": {"precision": "int8", **record}}
+    artifact = Artifact.from_dict(arguments["artifact"])
+    return quantize_dynamic(artifact.path, path, keep=keep, external_data=external_data(arguments))
 
 
 def program(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -107,12 +111,13 @@ def program(arguments: dict[str, Any]) -> dict[str, Any]:
     artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
     form = arguments["form"]
     report_progress("calibrating" if form == "static" else "quantizing")
-    samples = batches(arguments, _open_rows(arguments)) if form == "static" else tuple
+    samples = batches(arguments, open_rows(arguments)) if form == "static" else tuple
     record = quantize_program(artifact, folder / PROGRAM, form=form, samples=samples)
     return {"path": PROGRAM, "record": {"precision": "int8", **record}}
 
 
-def _open_rows(arguments: Mapping[str, Any]) -> Dataset:
+def open_rows(arguments: Mapping[str, Any]) -> Dataset:
+    """The calibration data."""
     artifact = Artifact.from_dict(arguments["artifact"])
     return open_data(arguments["data"], arguments["original"]["task"], artifact.signature, artifact.contract)
 

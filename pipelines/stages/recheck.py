@@ -10,7 +10,7 @@ from pipelines.bundle import read_bundle
 from pipelines.opening import open_variant
 from pipelines.processes import report_progress
 from pipelines.stages import files
-from pipelines.stages.check import check_parity, judge_predictions
+from pipelines.stages.check import as_asked, check_parity, judge_predictions
 from pipelines.stages.data import BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -37,10 +37,9 @@ def variant_again(arguments: dict[str, Any]) -> dict[str, Any]:
     session = open_variant(arguments["opening"], threads=int(arguments["threads"]))
     report_progress("parity")
     logits = get_task(bundle.manifest.task).logits
-    result = {
-        "executed": session.executed(),
-        "parity": check_parity(session, golden / "cases", golden, arguments["precision"], logits),
-    }
+    executed = session.executed()
+    parity = check_parity(session, golden / "cases", golden, arguments["precision"], logits)
+    result = {"executed": executed, "parity": as_asked(parity, executed, arguments["precision"])}
     report_progress("quality")
     result["quality"] = _quality(session, bundle, golden / "quality")
     session.close()

@@ -107,3 +107,79 @@ def test_a_form_that_cannot_be_made_stops_nothing(cache: Path, tmp_path: Path) -
     assert by_id[DYNAMIC]["status"] == "failed"
     assert "nothing in the graph can be quantized" in by_id[DYNAMIC]["reason"]
     assert by_id[STATIC]["executed"]["precision"] == "int8"
+
+
+def plant_outliers(
+    folder: Path, made: Path, layers: tuple[int, ...], channels: int, factor: float, scale: float = 20
+) -> Path:
+    """A BERT whose attention hands on some channels `factor` times as large, which are read as much smaller: in one range
+    with them the other channels are lost. With `scale` 1 it computes the same; a random one needs its attention louder.
+    """
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, made)
+    weights = load_file(made / "model.safetensors")
+    prefix = next(iter(name for name in weights if "encoder.layer.0." in name)).partition("encoder.layer.")[0]
+    for layer in layers:
+        attention = f"{prefix}encoder.layer.{layer}.attention."
+        weights[f"{attention}self.value.weight"] *= scale
+        weights[f"{attention}output.dense.weight"] *= scale
+        weights[f"{attention}self.value.weight"][:channels] *= factor
+        weights[f"{attention}self.value.bias"][:channels] *= factor
+        weights[f"{attention}output.dense.weight"][:, :channels] /= factor
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    return made
+
+
+@pytest.mark.slow
+def test_a_search_keeps_the_planted_layer_and_the_report_shows_why(
+    model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+) -> None:
+    hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
+    out = tmp_path / "out"
+    done = export(hostile, out, cache, *BOTH, "require=[onnxruntime-cpu-int8-dynamic-kept]", options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    precision = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    planted = {"attention.output.dense/MatMul": {DYNAMIC, STATIC}, "attention.self/MatMul_1": {STATIC}}
+    for plain in (DYNAMIC, STATIC):
+        assert by_id[plain]["status"] == "failed"
+        entry = by_id[f"{plain}-kept"]
+        assert entry["status"] == "passed", entry["reason"]
+        assert entry["executed"]["precision"] == "int8"
+        found = precision[f"{plain}-kept"]["search"]
+        wanted = {name for name, plains in planted.items() if plain in plains}
+        assert {name.partition("layer.0.")[2] for name in found["kept"]} == wanted
+        assert all(name in page for name in found["kept"])
+        rules = {kept["node"]: kept["rule"] for kept in precision[f"{plain}-kept"]["kept"]}
+        assert {name for name, rule in rules.items() if rule == "sensitivity"} == set(found["kept"])
+
+
+@pytest.mark.slow
+def test_without_a_search_nothing_more_is_made(model_folder: Folders, cache: Path, texts: Path, tmp_path: Path) -> None:
+    hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
+    out = tmp_path / "out"
+    done = export(hostile, out, cache, *BOTH, "calibration.search=false", options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    assert {entry["id"] for entry in manifest(out)["variants"] if entry["precision"] == "int8"} == {DYNAMIC, STATIC}
+
+
+@pytest.mark.slow
+def test_a_real_classifier_made_hostile_passes_with_few_layers_kept(shared: Path, cache: Path, tmp_path: Path) -> None:
+    """Two of six layers planted: int8 loses more than five points; at most a fifth of its layers may be kept."""
+    hostile = plant_outliers(shared / "models" / "minilm-sst2", tmp_path / "hostile", (1, 3), 4, 2000.0, scale=1.0)
+    out = tmp_path / "out"
+    data = ["--data", shared / "data" / "sst2" / "test.tsv", "--column", "text=0", "--column", "label=1"]
+    asked = ("precisions=[fp32, int8]", "threads=2", "quality.max_drop=0.5")
+    done = export(hostile, out, cache, *asked, options=data)
+    assert done.returncode == 0, done.stderr
+    gates = json.loads((out / "evidence" / "quality.json").read_text(encoding="utf-8"))
+    assert gates[DYNAMIC]["difference"] <= -5
+    assert gates[f"{DYNAMIC}-kept"]["verdict"] == "passed"
+    found = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))[f"{DYNAMIC}-kept"]["search"]
+    planted = {f"bert.encoder.layer.{layer}.attention.output.dense/MatMul" for layer in (1, 3)}
+    assert planted <= set(found["kept"])
+    assert len(found["kept"]) <= 0.2 * len(found["layers"])

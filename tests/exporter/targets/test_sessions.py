@@ -202,3 +202,9 @@ def test_nvidia_targets_refuse_to_open_with_what_they_lack(name: str, artifact: 
 def test_an_unknown_target_lists_the_known_ones() -> None:
     with pytest.raises(RequestError, match="onnxruntime-cpu"):
         get_target("onnxruntime-tpu")
+
+
+def test_a_graph_without_integers_is_not_told_to_be_int8(product: Artifact) -> None:
+    for target, form in (("openvino-cpu", "static"), ("onnxruntime-cpu", "dynamic")):
+        session = get_target(target).open(product, Variant(target, "int8", form), threads=1)
+        assert session.executed()["precision"] == "fp32"

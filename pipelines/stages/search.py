@@ -1,0 +1,170 @@
+"""Stage: the fewest layers of an int8 form to keep in FP32, such that its quality gate passes."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibration.sensitivity import Judgement, Layer, search
+from exporter.artifact import Artifact, Variant
+from pipelines.processes import report_progress
+from pipelines.stages.check import check_quality
+from pipelines.stages.quantize import INT8, batches, open_rows, write_dynamic, write_static
+
+if TYPE_CHECKING:
+    from exporter.targets.base import Session
+
+BATCHES = 8
+"""Calibration batches on which the error of the outputs is measured."""
+TIMED_SECONDS = 0.4
+
+
+def search_kept(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Search, and leave the form that was found.
+
+    Args:
+        arguments: ``artifact`` (the FP32 graph), ``form`` (``static`` or ``dynamic``), ``target`` (whose scheme and
+            session), ``table`` and ``method`` (null for dynamic forms), ``external_data``; of calibration ``original``,
+            ``data``, ``samples``, ``seed``; of the gate ``recorded``, ``evaluation`` (its data), ``settings``;
+            ``point`` (the inputs to time with, or null), ``threads``, ``folder``.
+
+    Returns:
+        ``path`` of the form, and ``record``: that of the quantization, with ``search`` (`calibration.sensitivity`).
+    """
+    with tempfile.TemporaryDirectory(prefix="forms-", dir=arguments["folder"]) as scratch:
+        trials = _Trials(arguments, Path(scratch))
+        found = search(
+            trials.layers(),
+            trials.make,
+            measure=trials.error,
+            evaluate=trials.judge,
+            time=None if arguments["point"] is None else trials.seconds,
+            on_line=report_progress,
+        )
+    made = Path(arguments["folder"])
+    record = trials.quantize(made / INT8, found.kept)
+    told = {cost.layer.name: cost for cost in found.costs}
+    for entry in record["kept"]:
+        if (cost := told.get(entry["node"])) is not None and cost.kept:
+            entry["rule"] = "sensitivity"
+            entry["why"] = (
+                f"{cost.cost:.0%} of what all layers cost: output error {cost.error:.2g} with it alone in int8"
+            )
+    return {"path": INT8, "record": {"precision": "int8", **record, "search": found.to_dict()}}
+
+
+class _Trials:
+    """Makes forms, runs them, and says what became of the outputs."""
+
+    def __init__(self, arguments: dict[str, Any], scratch: Path) -> None:
+        self.arguments = arguments
+        self.scratch = scratch
+        self.base = Artifact.from_dict(arguments["artifact"])
+        self.numbers = itertools.count()
+        given = batches(arguments, open_rows(arguments))
+        self.inputs = list(itertools.islice(given(), BATCHES))
+        session = self._open(self.base, "fp32")
+        self.expected = [session.run(one) for one in self.inputs]
+        session.close()
+
+    def layers(self) -> list[Layer]:
+        """What the plain form quantizes."""
+        path = self.scratch / "plain" / INT8
+        path.parent.mkdir()
+        record = self.quantize(path, ())
+        shutil.rmtree(path.parent)
+        from calibration.quantize.products import weight_of
+        from exporter.onnx_files import load_model
+
+        nodes = {str(node.name): node for node in load_model(self.base.path).graph}
+        found = []
+        for entry in record["quantized"]:
+            weight = weight_of(nodes[entry["node"]])
+            shape = None if weight is None or weight.shape is None else tuple(weight.shape.numpy())
+            found.append(Layer(entry["node"], entry["op"], shape))
+        return found
+
+    def make(self, keep: Collection[str]) -> Artifact:
+        folder = self.scratch / str(next(self.numbers))
+        folder.mkdir()
+        self.quantize(folder / INT8, keep)
+        return replace(self.base, path=folder / INT8)
+
+    def quantize(self, path: Path, keep: Collection[str]) -> dict[str, Any]:
+        write = write_dynamic if self.arguments["table"] is None else write_static
+        return write(self.arguments, path, keep)
+
+    def error(self, artifact: Artifact) -> float:
+        """RMS relative error of the outputs on the calibration batches, the worst output's."""
+        session = self._open(artifact, "int8")
+        apart = dict.fromkeys(self.expected[0], 0.0)
+        size = dict(apart)
+        for inputs, expected in zip(self.inputs, self.expected, strict=True):
+            found = session.run(inputs)
+            for name, value in expected.items():
+                wide = value.astype(np.float64)
+                apart[name] += float(np.square(found[name] - wide).sum())
+                size[name] += float(np.square(wide).sum())
+        self._close(session)
+        return max((apart[name] / (size[name] or 1.0)) ** 0.5 for name in apart)
+
+    def judge(self, artifact: Artifact) -> Judgement:
+        """The quality gate, as it judges the form in the end."""
+        asked = self.arguments
+        session = self._open(artifact, "int8")
+        rows = {**asked, "data": asked["evaluation"], "precision": "int8"}
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            record = check_quality(
+                session, Path(asked["recorded"]), Path(folder), rows, artifact.signature, artifact.contract
+            )
+        self._close(session)
+        return Judgement(record["verdict"] == "passed", behind(record), record["reason"])
+
+    def seconds(self, artifact: Artifact) -> float:
+        """The median of some runs in this process: enough to rank layers, no figure to publish."""
+        from pipelines.verification.worker import load_inputs
+
+        session = self._open(artifact, "int8")
+        binding = session.bind(load_inputs(Path(self.arguments["point"])))
+        binding.run()
+        times: list[float] = []
+        end = time.perf_counter() + TIMED_SECONDS
+        while len(times) < 5 or time.perf_counter() < end:
+            begun = time.perf_counter()
+            binding.run()
+            times.append(time.perf_counter() - begun)
+        self._close(session)
+        return statistics.median(times)
+
+    def _open(self, artifact: Artifact, precision: str) -> Session:
+        from exporter.targets import get_target
+
+        variant = Variant(self.arguments["target"], precision, self.arguments["form"] if precision == "int8" else None)
+        return get_target(variant.target).open(artifact, variant, threads=int(self.arguments["threads"]))
+
+    def _close(self, session: Session) -> None:
+        """End a trial: its form has been looked at, and is needed no more."""
+        path = session.artifact.path
+        session.close()
+        shutil.rmtree(path.parent)
+
+
+def behind(record: dict[str, Any]) -> float:
+    """How far a quality record is behind: points lost on labelled data, else how much agreement lacks, in percent."""
+    if record["difference"] is not None:
+        return -float(record["difference"])
+    lacking = [
+        100 * (measure["threshold"] - measure["value"])
+        for measure in record["measures"]
+        if measure["threshold"] is not None and measure["value"] is not None
+    ]
+    return max(lacking, default=float("inf"))
