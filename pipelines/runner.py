@@ -201,9 +201,10 @@ def _make(
         except PlanishError as error:  # the other targets do without it
             return error
 
-    works = [lambda: export_onnx(shop, original, identity, recipe.export), record, program]
+    # The record comes first: there it is noticed what is wrong with points and data.
+    works = [record, lambda: export_onnx(shop, original, identity, recipe.export), program]
     found: list[Any] = shop.together(works)
-    exported, recorded, traced = found[0], _named_now(found[1], data), found[2]
+    recorded, exported, traced = _named_now(found[0], data), found[1], found[2]
     learning = Learning.of(recipe.calibration, recipe.seed, original, identity, *_calibration_data(recipe, resolved))
     artifacts = make_artifacts(shop, recorded, exported, traced, planned, recipe.export, learning)
     bench = Bench(shop, recipe, original, recorded, data)

@@ -112,8 +112,8 @@ def test_a_form_that_cannot_be_made_stops_nothing(cache: Path, tmp_path: Path) -
 def plant_outliers(
     folder: Path, made: Path, layers: tuple[int, ...], channels: int, factor: float, scale: float = 20
 ) -> Path:
-    """A BERT whose attention hands on some channels `factor` times as large, which are read as much smaller: in one range
-    with them the other channels are lost. With `scale` 1 it computes the same; a random one needs its attention louder.
+    """A BERT whose attention hands on some channels `factor` times as large, which are read as much smaller: in a range
+    with them the others are lost. With `scale` 1 it computes the same; a random one needs its attention louder.
     """
     import shutil
 
@@ -177,8 +177,8 @@ def test_a_real_classifier_made_hostile_passes_with_few_layers_kept(shared: Path
     done = export(hostile, out, cache, *asked, options=data)
     assert done.returncode == 0, done.stderr
     gates = json.loads((out / "evidence" / "quality.json").read_text(encoding="utf-8"))
-    assert gates[DYNAMIC]["difference"] <= -5
-    assert gates[f"{DYNAMIC}-kept"]["verdict"] == "passed"
+    assert gates["variants"][DYNAMIC]["difference"] <= -5
+    assert gates["variants"][f"{DYNAMIC}-kept"]["verdict"] == "passed"
     found = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))[f"{DYNAMIC}-kept"]["search"]
     planted = {f"bert.encoder.layer.{layer}.attention.output.dense/MatMul" for layer in (1, 3)}
     assert planted <= set(found["kept"])
