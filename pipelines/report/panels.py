@@ -287,14 +287,11 @@ def sensitivity_panels(view: ReportView) -> list[Panel]:
 def _layer_row(layer: Mapping[str, Any], scale: charts.Scale) -> Row:
     name, error = shown(dig(layer, "node")), number(dig(layer, "error")) or 0.0
     kept, together, gained = bool(dig(layer, "kept")), number(dig(layer, "quantized_together")), dig(layer, "gained_ms")
-    detail = "" if number(gained) is None else f"gains {significant(gained, 2)} ms"
-    if together is not None and together > 1:
-        detail += f"{', ' if detail else ''}share of {together:g} layers"
+    detail = "" if number(gained) is None else f"{significant(gained, 2)} ms"
+    value = f"{'≈ ' if together is not None and together > 1 else ''}{significant(error, 2)}"
     text = f"output error {significant(error, 2)}{', kept in FP32' if kept else ''}"
     marks = [charts.bar(scale, error, 5, 12, f"bar {'chosen' if kept else 'plain'}")]
-    return Row(
-        name, charts.plot(marks, f"{name}: {text}", 22), significant(error, 2), detail, "chosen" if kept else "plain"
-    )
+    return Row(name, charts.plot(marks, f"{name}: {text}", 22), value, detail, "chosen" if kept else "plain")
 
 
 def _search_note(search: Mapping[str, Any], layers: int, kept: int) -> str:

@@ -286,6 +286,43 @@ def test_bars_are_proportional() -> None:
     assert share["openvino-cpu-fp32"] == pytest.approx(100 * 540 / 910, abs=1e-3)
 
 
+def test_stages_stand_where_they_began_and_are_as_long_as_they_took() -> None:
+    panel = panels.timeline_panel(ReportView(full()))
+    assert panel is not None
+    found = {row.label: re.search(r'x="([\d.]+)%" y="5" width="([\d.]+)%"', str(row.plot)) for row in panel.rows}
+    bars = {label: (float(mark.group(1)), float(mark.group(2))) for label, mark in found.items() if mark}
+    assert bars["optimize"] == pytest.approx((20.0, 20.0), abs=1e-3)
+    assert bars["verify latency"] == pytest.approx((60.0, 40.0), abs=1e-3)
+    assert bars["export ONNX"][1] < 1  # it came from the cache
+    assert {row.label: row.value for row in panel.rows}["export ONNX"] == "cached"
+
+
+def test_sensitivity_shows_what_is_kept_first_and_what_the_search_came_to() -> None:
+    (panel,) = panels.sensitivity_panels(ReportView(full()))
+    assert panel.title == "openvino-cpu-int8-static-kept"
+    assert [(row.label, row.tone, row.value) for row in panel.rows[:2]] == [
+        ("encoder.layer.3.output", "chosen", "0.40"),
+        ("encoder.layer.0.output", "plain", "≈ 0.010"),
+    ]
+    assert len(panel.rows) == panels.MOST_LAYERS
+    assert "1 of 30 layers" in panel.note
+    assert "7.47 behind" in panel.note
+    report = full()
+    report["precision"]["openvino-cpu-int8-static-kept"]["search"]["passed"] = False
+    (panel,) = panels.sensitivity_panels(ReportView(report))
+    assert "No choice of layers passes" in panel.note
+
+
+def test_a_measure_that_informs_is_not_called_inconclusive() -> None:
+    report = full()
+    measure = {"name": "label agreement", "value": 0.98, "threshold": None, "verdict": "informs"}
+    for item in report["variants"]:
+        if item["gates"].get("quality", {}).get("difference") is not None:
+            item["gates"]["quality"]["measures"] = [measure]
+    text = Page(render_html(report)).text
+    assert "for information label agreement" in text
+
+
 def test_charts_of_many_variants_keep_the_selected_one() -> None:
     report = EXAMPLES["crowded"]()
     slowest = report["variants"][0]["id"]
