@@ -13,6 +13,7 @@ from exporter.errors import InternalError
 from exporter.hardware import probe
 from exporter.onnx_files import external_data_name
 from exporter.sources import Source
+from exporter.targets import get_target
 from pipelines.artifacts import FUSED, Artifacts
 from pipelines.baselines import EAGER, label
 from pipelines.cache_entry import package_version
@@ -124,7 +125,8 @@ def _place(judged: Judged, path: Path) -> str:
     portable = PORTABLE_FILES.get(judged.candidate.ingredient)
     if portable is not None and judged.artifact is not None and judged.artifact.format == "onnx":
         return f"{Path(portable).parent}/{path.name}"
-    return f"variants/{judged.candidate.variant.id}/{path.name}"
+    variant = judged.candidate.variant
+    return f"variants/{get_target(variant.target).opened(variant).id}/{path.name}"
 
 
 def _golden(recorded: Path) -> Files:

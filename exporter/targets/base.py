@@ -119,6 +119,10 @@ class Target(ABC):
         rare = self.rare_forms if every_form else {}
         return [Variant(self.name, p, form) for p in asked for form in (*self.forms.get(p, (None,)), *rare.get(p, ()))]
 
+    def opened(self, variant: Variant) -> Variant:
+        """The variant whose files this one opens: another one where they differ in how they are opened only."""
+        return variant
+
     def ingredient(self, variant: Variant) -> str:
         """Which export a variant is made from: ``<format>-<precision>[-<form>]``, as ``onnx-fp16``."""
         return "-".join(part for part in (self.consumes, variant.precision, variant.form) if part)

@@ -6,7 +6,8 @@ and `openvino-cpu-fp32` pins the precision. Which precision ran is read from the
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,11 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What the arithmetic between the quantized products is pinned to, by precision."""
 RUNS_AS = {"fp32": frozenset({"f32"}), "bf16": frozenset({"bf16"}), "int8": frozenset({"i8", "u8"})}
 """The plugin's own names for what compute layers of a precision run in."""
+BETWEEN_BF16, SHAPED = "bf16", "shaped"
+"""What a form of int8 may have at its end: BF16 between the integer products, and a model compiled for each shape. The
+file is that of the form without them."""
+MOST_SHAPES = 4
+"""Shapes that a shaped session holds a compiled model for; the one that was used longest ago goes first."""
 # The operators whose precision decides what a variant may be called: they do the arithmetic.
 COMPUTE_LAYERS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA", "Gemm"})
 
@@ -57,24 +63,29 @@ class OpenVinoBinding(Binding):
 class OpenVinoSession(Session):
     """An ONNX file compiled by OpenVINO's CPU plugin."""
 
-    def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
+    def __init__(
+        self, artifact: Artifact, precision: str, threads: int, *, hint: str | None = None, shaped: bool = False
+    ) -> None:
         super().__init__(artifact)
         try:
             import openvino
         except ImportError:
             raise missing_package("openvino", "cpu") from None
         self._version = openvino.__version__.split("-")[0]
-        settings = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": hint or HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
         try:
-            self._model = openvino.Core().compile_model(str(artifact.path), "CPU", settings)
+            self._core = openvino.Core()
+            self._source = self._core.read_model(str(artifact.path))
+            self._model = self._core.compile_model(self._source, "CPU", self._settings)
         except RuntimeError as error:
             raise RequestError("OpenVINO cannot open the model", artifact.path, first_line(error)) from error
         self._precision = precision
+        self._shaped: OrderedDict[tuple[Any, ...], Any] | None = OrderedDict() if shaped else None
         self._layers = layer_precisions(self._model)
         wanted, found = RUNS_AS[precision], set(self._layers)
         # Of a Q/DQ graph OpenVINO fuses what it can; where that was nothing `executed` tells it.
@@ -84,7 +95,30 @@ class OpenVinoSession(Session):
             )
 
     def _bind(self, arrays: dict[str, Array]) -> OpenVinoBinding:
-        return OpenVinoBinding(self._model.create_infer_request(), self.artifact, arrays)
+        return OpenVinoBinding(self._model_for(arrays).create_infer_request(), self.artifact, arrays)
+
+    def _model_for(self, arrays: dict[str, Array]) -> Any:
+        """The compiled model: of a shaped session the one for these shapes, in which no shape is computed any more."""
+        if self._shaped is None:
+            return self._model
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        key = tuple((name, *shape) for name, shape in sorted(shapes.items()))
+        if key not in self._shaped:
+            import openvino
+
+            fixed = self._source.clone()
+            try:
+                fixed.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
+                self._shaped[key] = self._core.compile_model(fixed, "CPU", self._settings)
+                self._layers = layer_precisions(self._shaped[key])
+            except RuntimeError as error:
+                raise RequestError(
+                    "OpenVINO cannot compile the model for a shape", shapes, first_line(error)
+                ) from error
+            while len(self._shaped) > MOST_SHAPES:
+                self._shaped.popitem(last=False)
+        self._shaped.move_to_end(key)
+        return self._shaped[key]
 
     def executed(self) -> dict[str, Any]:
         return {
@@ -93,6 +127,7 @@ class OpenVinoSession(Session):
             "provider": "CPU plugin",
             "precision": self._precision_that_ran(),
             "compute_layers": dict(sorted(self._layers.items())),
+            "shapes": "free" if self._shaped is None else "fixed",
         }
 
     def _precision_that_ran(self) -> str:
@@ -127,21 +162,28 @@ class OpenVinoCpu(Target):
     name = "openvino-cpu"
     consumes = "onnx"
     precisions = ("fp32", "bf16", "int8")
-    forms: ClassVar = {"int8": ("static",)}
+    forms: ClassVar = {"int8": ("static", "static-bf16", "static-shaped")}
 
     def availability(self, variant: Variant | None = None) -> Availability:
         found = installed_version("openvino")
         if found is None:
             return Availability(False, "openvino is not installed", "pip install 'planish[cpu]'")
-        if variant is not None and variant.precision == "bf16" and "BF16" not in _capabilities():
+        bf16 = variant is not None and (variant.precision == "bf16" or BETWEEN_BF16 in _endings(variant))
+        if bf16 and "BF16" not in _capabilities():
             reason = "this processor has no BF16 instructions (avx512_bf16 or amx_bf16)"
             return Availability(False, reason, "Run on a processor that has them", {"openvino": found})
         return Availability(True, versions={"openvino": found})
 
     def ingredient(self, variant: Variant) -> str:
         if variant.precision == "int8":
-            return f"onnx-int8-{variant.form}-openvino"
+            return f"onnx-int8-{self.opened(variant).form}-openvino"
         return "onnx-fp32"  # it lowers the precision itself, while it compiles
+
+    def opened(self, variant: Variant) -> Variant:
+        if endings := _endings(variant):
+            parts = [part for part in str(variant.form).split("-") if part not in endings]
+            return replace(variant, form="-".join(parts))
+        return variant
 
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
         return []
@@ -149,4 +191,11 @@ class OpenVinoCpu(Target):
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
-        return OpenVinoSession(artifact, variant.precision, threads)
+        endings = _endings(variant)
+        hint = "bf16" if BETWEEN_BF16 in endings else None
+        return OpenVinoSession(artifact, variant.precision, threads, hint=hint, shaped=SHAPED in endings)
+
+
+def _endings(variant: Variant) -> set[str]:
+    """What the form of an int8 variant has at its end."""
+    return set(str(variant.form).split("-")) & {BETWEEN_BF16, SHAPED} if variant.precision == "int8" else set()

@@ -208,3 +208,31 @@ def test_a_graph_without_integers_is_not_told_to_be_int8(product: Artifact) -> N
     for target, form in (("openvino-cpu", "static"), ("onnxruntime-cpu", "dynamic")):
         session = get_target(target).open(product, Variant(target, "int8", form), threads=1)
         assert session.executed()["precision"] == "fp32"
+
+
+def test_a_shaped_session_compiles_for_each_shape_and_forgets_the_oldest(
+    product: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.targets import openvino
+
+    free = openvino.OpenVinoSession(product, "fp32", 1)
+    fixed = openvino.OpenVinoSession(product, "fp32", 1, shaped=True)
+    assert (free.executed()["shapes"], fixed.executed()["shapes"]) == ("free", "fixed")
+    draw = np.random.default_rng(0)
+    inputs = {rows: {"x": draw.standard_normal((rows, 64)).astype(np.float32)} for rows in (1, 2, 3, 4)}
+    monkeypatch.setattr(openvino, "MOST_SHAPES", 3)
+    for rows in (1, 2, 3, 4, 2, 1):
+        np.testing.assert_allclose(fixed.run(inputs[rows])["y"], free.run(inputs[rows])["y"], rtol=1e-5)
+    assert fixed._shaped is not None
+    assert [key[0][1] for key in fixed._shaped] == [4, 2, 1]
+    long = {"x": np.zeros((5, 64), np.float32)}
+    with pytest.raises(RequestError, match="out of range"):
+        fixed.run(long)
+
+
+def test_what_an_int8_form_adds_at_its_end_changes_how_it_is_opened_and_not_its_file() -> None:
+    target = get_target("openvino-cpu")
+    for form in ("static-bf16", "static-shaped", "static-shaped-bf16"):
+        assert target.opened(Variant("openvino-cpu", "int8", form)) == Variant("openvino-cpu", "int8", "static")
+    for variant in (Variant("openvino-cpu", "int8", "static-kept"), Variant("openvino-cpu", "bf16")):
+        assert target.opened(variant) == variant
