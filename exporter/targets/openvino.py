@@ -6,6 +6,8 @@ and `openvino-cpu-fp32` pins the precision. Which precision ran is read from the
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections import Counter, OrderedDict
 from dataclasses import replace
 from functools import lru_cache
@@ -28,6 +30,8 @@ BETWEEN_BF16, SHAPED = "bf16", "shaped"
 file is that of the form without them."""
 MOST_SHAPES = 4
 """Shapes that a shaped session holds a compiled model for; the one that was used longest ago goes first."""
+SMALL_SECONDS = 0.005
+"""Of a run shorter than this a shaped session looks whether one thread is faster: handing work over takes time too."""
 # The operators whose precision decides what a variant may be called: they do the arithmetic.
 COMPUTE_LAYERS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA", "Gemm"})
 
@@ -109,16 +113,39 @@ class OpenVinoSession(Session):
             fixed = self._source.clone()
             try:
                 fixed.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
-                self._shaped[key] = self._core.compile_model(fixed, "CPU", self._settings)
-                self._layers = layer_precisions(self._shaped[key])
+                self._shaped[key] = self._fastest(fixed, arrays)
             except RuntimeError as error:
                 raise RequestError(
                     "OpenVINO cannot compile the model for a shape", shapes, first_line(error)
                 ) from error
+            self._layers = layer_precisions(self._shaped[key])
             while len(self._shaped) > MOST_SHAPES:
                 self._shaped.popitem(last=False)
         self._shaped.move_to_end(key)
         return self._shaped[key]
+
+    def _fastest(self, model: Any, arrays: dict[str, Array]) -> Any:
+        """A model compiled for all threads or, where that runs a small one faster, for one."""
+        several = self._core.compile_model(model, "CPU", self._settings)
+        if self._settings["INFERENCE_NUM_THREADS"] == 1:
+            return several
+        together = self._seconds(several, arrays)
+        if together >= SMALL_SECONDS:
+            return several
+        alone = self._core.compile_model(model, "CPU", {**self._settings, "INFERENCE_NUM_THREADS": 1})
+        return alone if self._seconds(alone, arrays) < together else several
+
+    def _seconds(self, compiled: Any, arrays: dict[str, Array]) -> float:
+        """The median of some runs."""
+        binding = OpenVinoBinding(compiled.create_infer_request(), self.artifact, arrays)
+        times = []
+        for _ in range(15):
+            start = time.perf_counter()
+            binding.run()
+            times.append(time.perf_counter() - start)
+            if times[0] >= SMALL_SECONDS:
+                break
+        return statistics.median(times)
 
     def executed(self) -> dict[str, Any]:
         return {
