@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,19 +81,6 @@ class CalibrationTable:
         if tensor not in self.tensors:
             raise RequestError("the calibration table has no such tensor", tensor, "Calibrate this graph again")
         return self.tensors[tensor]
-
-    def scaled(self, tensor: str, name: str, factors: np.ndarray) -> CalibrationTable:
-        """With the statistics of a new tensor `name`: `tensor` times positive `factors` per channel.
-
-        A histogram does not survive that, as channels are not told apart in it; it is rescaled by the change of range.
-        """
-        old = self.of(tensor)
-        low, high = old.channel_min * factors, old.channel_max * factors
-        histogram = old.histogram and Histogram(float(low.min()), float(high.max()), old.histogram.counts)
-        new = TensorStatistics(
-            low.astype(np.float32), high.astype(np.float32), old.channel_mean * factors, old.count, histogram
-        )
-        return replace(self, tensors={**self.tensors, name: new})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact
@@ -74,6 +74,11 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
         _program(shop, artifacts, ingredient, base, base_id, learning)
         return
     beside = {"external_data": external_data}
+    smoothed = None
+    if "-smooth" in ingredient:
+        smoothed = _smooth(shop, artifacts, base, base_id, learning, external_data)
+        base = replace(base, path=smoothed.folder / smoothed.record["path"])
+        base_id = smoothed.id
     if ingredient.startswith("onnx-int8-dynamic"):
         made = shop.make(
             ingredient.removeprefix("onnx-"),
@@ -97,6 +102,24 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
         )
     artifacts.put(ingredient, made, made.record["path"], base)
     artifacts.precision[ingredient] = made.record["record"]
+    if smoothed is not None:
+        artifacts.precision[ingredient] = {**made.record["record"], "smoothing": smoothed.record["record"]}
+
+
+def _smooth(
+    shop: Workshop, artifacts: Artifacts, base: Artifact, base_id: str, learning: Learning, external_data: str
+) -> Made:
+    """The FP32 graph with its activations smoothed."""
+    table = _table(shop, artifacts, base, base_id, learning)
+    how = {"alpha": None, "external_data": external_data}
+    return shop.make(
+        "smooth",
+        "Smooth activations",
+        "pipelines.stages.quantize:smooth",
+        {"artifact": base.to_dict(), "table": str(table.folder / table.record["path"]), **learning.arguments, **how},
+        inputs={"artifact": base_id, "table": table.id, **how},
+        packages=ONNX,
+    )
 
 
 def _table(shop: Workshop, artifacts: Artifacts, base: Artifact, base_id: str, learning: Learning) -> Made:
@@ -109,7 +132,8 @@ def _table(shop: Workshop, artifacts: Artifacts, base: Artifact, base_id: str, l
         packages=(*ONNX, "tokenizers", "pillow"),
         bound_to_machine=True,
     )
-    artifacts.calibration = made
+    if artifacts.calibration is None:  # the graph that comes first is the plain one
+        artifacts.calibration = made
     return made
 
 
@@ -117,7 +141,7 @@ def _program(
     shop: Workshop, artifacts: Artifacts, ingredient: str, base: Artifact, base_id: str, learning: Learning
 ) -> None:
     form = ingredient.removeprefix("pt2-int8-")
-    static = form == "static"
+    static = form != "dynamic"
     made = shop.make(
         ingredient,
         f"Quantize for AOTInductor ({form})",

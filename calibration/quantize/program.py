@@ -12,7 +12,7 @@ import numpy as np
 from exporter.artifact import Artifact
 from exporter.errors import RequestError, missing_package
 
-Form = Literal["static", "dynamic"]
+Form = Literal["static", "static-smooth", "dynamic"]
 
 
 def quantize_program(
@@ -27,11 +27,12 @@ def quantize_program(
     Args:
         artifact: A ``.pt2`` program in FP32; its signature says what may be dynamic.
         path_out: Where the quantized program goes.
-        form: ``static`` takes ranges from `samples` (smallest and largest value seen), ``dynamic`` from each batch.
+        form: ``static`` takes ranges from `samples` (smallest and largest value seen), ``dynamic`` from each batch;
+            ``static-smooth`` moves outliers of activations into weights first (`calibration.smooth_program`).
         samples: Gives the batches for calibration; not called for ``dynamic``.
 
     Returns:
-        The record: ``quantized`` (how many products have integer inputs) and the form.
+        The record: ``quantized`` (how many products have integer inputs) and the form; ``smoothing`` where it was done.
 
     Raises:
         RequestError: There are no samples, or nothing could be quantized.
@@ -44,22 +45,30 @@ def quantize_program(
         from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
     except ImportError:
         raise missing_package("torchao", "cpu") from None
+    from calibration.smooth_program import smooth_program
     from exporter.onnx_export import dynamic_shapes
 
     program = torch.export.load(str(artifact.path))
     if program.example_inputs is None:
         raise RequestError("the program carries no example inputs", artifact.path, "Export it again")
     _, example = program.example_inputs
+
+    def tensors(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in example}
+
     with torch.no_grad():
         quantizer = X86InductorQuantizer()
         quantizer.set_global(_configuration(form))
-        prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
+        module, smoothing = program.module(check_guards=False), {}
+        if form == "static-smooth":
+            smoothing = {"smoothing": smooth_program(module, map(tensors, samples()))}
+        prepared = prepare_pt2e(module, quantizer)
         seen = 0
         if form == "dynamic":
             prepared(**example)  # the ranges of the weights are taken while it runs, whatever the inputs
         else:
             for batch in samples():
-                prepared(**{name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in example})
+                prepared(**tensors(batch))
                 seen += 1
             if not seen:
                 raise RequestError("there are no calibration samples", form, "Give data with at least one row")
@@ -71,7 +80,7 @@ def quantize_program(
             converted, (), dict(example), dynamic_shapes=dynamic_shapes(artifact.signature), strict=False
         )
     torch.export.save(again, path_out)
-    return {"form": form, "library": "torchao PT2E", "quantized": quantized, "batches": seen, "kept": []}
+    return {"form": form, "library": "torchao PT2E", "quantized": quantized, "batches": seen, "kept": [], **smoothing}
 
 
 def _configuration(form: Form) -> Any:

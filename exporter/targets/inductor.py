@@ -224,7 +224,7 @@ class InductorCpu(Target):
     consumes = "pt2"
     precisions = ("fp32", "int8")
     forms: ClassVar = {"int8": ("static",)}
-    rare_forms: ClassVar = {"int8": ("dynamic",)}
+    rare_forms: ClassVar = {"int8": ("dynamic", "static-smooth")}
     portable = False
 
     def availability(self, variant: Variant | None = None) -> Availability:

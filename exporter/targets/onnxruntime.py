@@ -141,7 +141,7 @@ class OnnxRuntimeCpu(Target):
     consumes = "onnx"
     precisions = ("fp32", "int8")
     forms: ClassVar = {"fp32": (None, "fused"), "int8": ("dynamic",)}
-    rare_forms: ClassVar = {"int8": ("dynamic-fused",)}
+    rare_forms: ClassVar = {"int8": ("dynamic-fused", "dynamic-smooth")}
 
     def availability(self, variant: Variant | None = None) -> Availability:
         found = installed_version(*PACKAGES)

@@ -190,6 +190,7 @@ class OpenVinoCpu(Target):
     consumes = "onnx"
     precisions = ("fp32", "bf16", "int8")
     forms: ClassVar = {"int8": ("static", "static-bf16", "static-shaped")}
+    rare_forms: ClassVar = {"int8": ("static-smooth",)}
 
     def availability(self, variant: Variant | None = None) -> Availability:
         found = installed_version("openvino")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ BATCH_SIZE = 8
 CHUNK_ROWS = 512
 """Rows that are encoded together: sorted by length within, so that padding stays short, and forgotten afterwards."""
 INT8 = "model_int8.onnx"
+SMOOTHED = "model_smooth.onnx"
+CHECKED_BATCHES = 4
 PROGRAM = "model.pt2"
 
 
@@ -53,6 +56,29 @@ def calibrate(arguments: dict[str, Any]) -> dict[str, Any]:
     table.save(folder / TABLE)
     record = {"samples": table.samples, "batches": table.batches, "origin": table.origin, "notes": list(table.notes)}
     return {"path": TABLE, "record": {**record, "tensors": len(tensors)}}
+
+
+def smooth(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Move outliers of activations into weights, and prove that the graph still computes the same.
+
+    Args:
+        arguments: ``artifact`` (the FP32 graph), ``table`` of it, ``alpha`` (``None``: one per group of products),
+            ``original``, ``data``, ``samples``, ``seed``, ``external_data``, ``folder``.
+    """
+    from calibration.smooth import smooth_file
+    from calibration.table import load_table
+
+    artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
+    report_progress("smoothing")
+    record = smooth_file(
+        artifact.path,
+        folder / SMOOTHED,
+        load_table(Path(arguments["table"])),
+        alpha=arguments["alpha"],
+        samples=islice(batches(arguments, open_rows(arguments))(), CHECKED_BATCHES),
+        external_data=external_data(arguments),
+    )
+    return {"path": SMOOTHED, "record": record}
 
 
 def static(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -110,8 +136,9 @@ def program(arguments: dict[str, Any]) -> dict[str, Any]:
 
     artifact, folder = Artifact.from_dict(arguments["artifact"]), Path(arguments["folder"])
     form = arguments["form"]
-    report_progress("calibrating" if form == "static" else "quantizing")
-    samples = batches(arguments, open_rows(arguments)) if form == "static" else tuple
+    static = form != "dynamic"
+    report_progress("calibrating" if static else "quantizing")
+    samples = batches(arguments, open_rows(arguments)) if static else tuple
     record = quantize_program(artifact, folder / PROGRAM, form=form, samples=samples)
     return {"path": PROGRAM, "record": {"precision": "int8", **record}}
 

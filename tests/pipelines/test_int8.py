@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,13 @@ def test_forms_of_the_recipe() -> None:
 
     usual = {DYNAMIC, STATIC, f"{STATIC}-bf16", f"{STATIC}-shaped", "inductor-cpu-int8-static"}
     assert planned() == usual
-    assert planned(forms="all") == usual | {"onnxruntime-cpu-int8-dynamic-fused", "inductor-cpu-int8-dynamic"}
+    assert planned(forms="all") == usual | {
+        "onnxruntime-cpu-int8-dynamic-fused",
+        "onnxruntime-cpu-int8-dynamic-smooth",
+        "openvino-cpu-int8-static-smooth",
+        "inductor-cpu-int8-dynamic",
+        "inductor-cpu-int8-static-smooth",
+    }
     assert planned(precisions=["fp32"]) == set()
 
 
@@ -37,10 +44,13 @@ def test_forms_of_the_recipe() -> None:
     [
         ("onnxruntime-cpu", "dynamic", "onnx-int8-dynamic", "onnx-fp32"),
         ("onnxruntime-cpu", "dynamic-fused", "onnx-int8-dynamic-fused", "onnx-fp32-fused"),
+        ("onnxruntime-cpu", "dynamic-smooth", "onnx-int8-dynamic-smooth", "onnx-fp32"),
         ("openvino-cpu", "static", "onnx-int8-static-openvino", "onnx-fp32"),
         ("openvino-cpu", "static-bf16", "onnx-int8-static-openvino", "onnx-fp32"),
         ("openvino-cpu", "static-shaped", "onnx-int8-static-openvino", "onnx-fp32"),
+        ("openvino-cpu", "static-smooth", "onnx-int8-static-smooth-openvino", "onnx-fp32"),
         ("inductor-cpu", "static", "pt2-int8-static", "pt2-fp32"),
+        ("inductor-cpu", "static-smooth", "pt2-int8-static-smooth", "pt2-fp32"),
     ],
 )
 def test_what_a_form_is_made_from(target: str, form: str, ingredient: str, base: str) -> None:
@@ -83,6 +93,38 @@ def test_bundle_with_int8(model_folder: Folders, cache: Path, texts: Path, tmp_p
     assert manifest(out)["recipe"]["calibration"]["data"] == "learn.jsonl"
     verified = planish("verify", out, "--no-latency", cache=cache)
     assert verified.returncode == 0, verified.stdout
+
+
+def on_samples(evidence: dict[str, Any]) -> float:
+    """RMS relative error on real samples, as parity found it."""
+    found = [e for c in evidence["cases"] if c["name"].startswith("samples") for e in c["rms_relative"].values()]
+    return sum(found) / len(found)
+
+
+@pytest.mark.slow
+def test_smoothed_forms(minilm: str, cache: Path, texts: Path, tmp_path: Path) -> None:
+    """They run on integers, say what was smoothed, and are nearer to the original than the plain forms."""
+    out = tmp_path / "out"
+    asked = (*BOTH, "forms=all", "calibration.samples=64")
+    done = export(minilm, out, cache, *asked, options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    precision = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))
+    parity = json.loads((out / "evidence" / "parity.json").read_text(encoding="utf-8"))
+    table = load_table(out / "evidence" / "calibration.json")
+    for plain in (DYNAMIC, STATIC):
+        smooth = f"{plain}-smooth"
+        assert by_id[smooth]["files"] == [f"variants/{smooth}/model_int8.onnx"]
+        assert by_id[smooth]["executed"]["precision"] == "int8"
+        told = precision[smooth]["smoothing"]
+        assert told["rms_relative"] < 1e-6
+        assert 0 < told["inserted"] <= len(told["groups"])
+        assert {entry["activation"] for group in told["groups"] for entry in group["activations"]} <= set(table.tensors)
+        assert on_samples(parity[smooth]) < 0.8 * on_samples(parity[plain])
+    assert sum(by_id[f"{DYNAMIC}-smooth"]["executed"]["integer_kernels"].values()) == 36
+    # The ranges are those of the smoothed graph, whose tensors have names of their own where an operator came.
+    seen = {tensor for entry in precision[f"{STATIC}-smooth"]["quantized"] for tensor in entry["activations"]}
+    assert seen - set(table.tensors)
 
 
 @pytest.mark.slow
