@@ -254,7 +254,7 @@ class _session:
         from exporter.targets.onnxruntime import open_cpu_session
 
         path = save_model(self._graph, Path(self._folder.name) / "observed.onnx")
-        return open_cpu_session(path, self._threads)
+        return open_cpu_session(path, self._threads, early=True)
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
