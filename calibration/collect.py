@@ -7,7 +7,6 @@ counts, and sums in fixed point.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.observers import BINS, Histogram
+from calibration.observing import observed_session, run_batch
 from calibration.table import CalibrationTable, TensorStatistics
 from exporter.errors import RequestError
 
@@ -164,9 +164,9 @@ def collect_ranges(
         _observe(graph, name, value)
     parts: dict[str, RangePart] = {}
     seen = batches = 0
-    with _session(graph, threads) as session:
+    with observed_session(graph, threads) as session:
         for batch in samples:
-            found = _run(session, batch, [f"{name}|{kind}" for name in values for kind in (*_STATISTICS, "count")])
+            found = run_batch(session, batch, [f"{name}|{kind}" for name in values for kind in (*_STATISTICS, "count")])
             _refuse_non_finite(session, batch, found, list(values), seen)
             for name in values:
                 part = RangePart.of(
@@ -195,9 +195,9 @@ def collect_histograms(
     for value in values.values():
         if not value.is_graph_output():
             graph.graph.outputs.append(value)
-    with _session(graph, threads) as session:
+    with observed_session(graph, threads) as session:
         for batch in samples:
-            arrays = _run(session, batch, list(values))
+            arrays = run_batch(session, batch, list(values))
             for name in values:
                 found[name] = found[name].add(arrays.pop(name))
     return found
@@ -242,30 +242,6 @@ def _output(graph: ir.Model, node: ir.Node, name: str, dtype: ir.DataType, shape
     graph.graph.outputs.append(output)
 
 
-class _session:
-    """ONNX Runtime over a changed graph, from a file in a temporary folder."""
-
-    def __init__(self, graph: ir.Model, threads: int) -> None:
-        self._graph, self._threads = graph, threads
-        self._folder = tempfile.TemporaryDirectory(prefix=".planish-calibration-")
-
-    def __enter__(self) -> onnxruntime.InferenceSession:
-        from exporter.onnx_files import save_model
-        from exporter.targets.onnxruntime import open_cpu_session
-
-        path = save_model(self._graph, Path(self._folder.name) / "observed.onnx")
-        return open_cpu_session(path, self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
-
-
-def _run(session: onnxruntime.InferenceSession, batch: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-    wanted = {value.name for value in session.get_inputs()}
-    feed = {name: array for name, array in batch.items() if name in wanted}
-    return dict(zip(names, session.run(list(names), feed), strict=True))
-
-
 def _rows(batch: Mapping[str, Array]) -> int:
     return len(next(iter(batch.values())))
 
@@ -284,7 +260,9 @@ def _refuse_non_finite(
     first = bad[0]
     row = 0
     for row in range(_rows(batch)):
-        alone = _run(session, {k: a[row : row + 1] for k, a in batch.items()}, [f"{first}|{k}" for k in _STATISTICS])
+        alone = run_batch(
+            session, {k: a[row : row + 1] for k, a in batch.items()}, [f"{first}|{k}" for k in _STATISTICS]
+        )
         if not all(np.isfinite(array).all() for array in alone.values()):
             break
     raise RequestError(

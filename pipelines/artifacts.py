@@ -31,6 +31,7 @@ class Artifacts:
         passes: Records of the graph passes.
         precision: Records of the conversions to a lower precision.
         calibration: The stage that took the ranges, where one did.
+        measured: The stage that measured the FP32 graph's tensors for half forms, where one did.
         engines: By variant id: the files built, the first to open, and the engine's SHA-256.
     """
 
@@ -42,6 +43,7 @@ class Artifacts:
     precision: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: Made | None = None
+    measured: Made | None = None
 
     def put(self, ingredient: str, made: Made, path: str, like: Artifact) -> None:
         self.ready[ingredient] = Artifact(made.folder / path, "onnx", like.signature, like.contract)
@@ -150,7 +152,7 @@ def _make_onnx(
             result.passes[FUSED] = fused.record["record"]
     for ingredient in sorted(wanted & set(HALF)):
         with _Kept(result, ingredient):
-            _lower(shop, result, ingredient, base, base_id, export)
+            _lower(shop, result, ingredient, base, base_id, export, learning)
     for ingredient in sorted(name for name in wanted if name.startswith("onnx-") and needs(name) is not None):
         _quantize(shop, result, ingredient, export, learning)
 
@@ -227,21 +229,46 @@ def _optimize(shop: Workshop, artifact: Artifact, identity: str, recorded: Made,
     )
 
 
-def _lower(shop: Workshop, result: Artifacts, ingredient: str, base: Artifact, base_id: str, export: Export) -> None:
+def _lower(
+    shop: Workshop,
+    result: Artifacts,
+    ingredient: str,
+    base: Artifact,
+    base_id: str,
+    export: Export,
+    learning: Learning,
+) -> None:
     precision = ingredient.split("-")[1]
+    result.measured = result.measured or measure(shop, base, base_id, learning)
+    measured = result.measured
+    path = measured.record["path"]
     how = {"precision": precision, "external_data": export.external_data}
+    ranges = {"ranges": path and str(measured.folder / path), "measured": measured.record["record"]}
     lowered = shop.make(
         f"lower-{precision}",
         f"Convert to {precision.upper()}",
         "pipelines.stages.transform:lower",
-        {"artifact": base.to_dict(), **how},
-        inputs={"artifact": base_id, **how},
+        {"artifact": base.to_dict(), **how, **ranges},
+        inputs={"artifact": base_id, "ranges": measured.id, **how},
         packages=ONNX,
     )
     result.put(ingredient, lowered, lowered.record["path"], base)
     emulation = lowered.folder / lowered.record["emulation"]
     result.emulations[ingredient] = Artifact(emulation, "onnx", base.signature, base.contract)
     result.precision[ingredient] = lowered.record["record"]
+
+
+def measure(shop: Workshop, base: Artifact, base_id: str, learning: Learning) -> Made:
+    """The stage that measures the tensors of the FP32 graph, for all half forms."""
+    return shop.make(
+        "measure-ranges",
+        "Measure activations",
+        "pipelines.stages.ranges:measure",
+        {"artifact": base.to_dict(), "threads": shop.threads, **learning.arguments},
+        inputs={"artifact": base_id, **learning.identity},
+        packages=(*ONNX, "tokenizers", "pillow"),
+        bound_to_machine=True,
+    )
 
 
 class _Kept:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import InputContract
 from exporter.precision.constants import ConstantStats, measure_constant
+from exporter.precision.ranges import MARGIN, Range
 from exporter.precision.schemas import Blocked, HalfType, Slots, half_slots, has_subgraphs, is_float, touches_float
 
 if TYPE_CHECKING:
@@ -16,13 +17,10 @@ if TYPE_CHECKING:
 Measured = dict[int, tuple[Any, ConstantStats]]
 """What was measured about tensors, by identity; each tensor is held, so that its identity stays its own."""
 
-Range = tuple[float, float, float]
-"""Measured over data: smallest value, largest value, share of non-zero values below the half type's normal range."""
-
 
 @dataclass(frozen=True)
 class Decision:
-    """A node that stays in FP32, and why.
+    """A node that stays in FP32, and why (or, with `keep` half, that it need not).
 
     Attributes:
         node: Its name.
@@ -30,7 +28,7 @@ class Decision:
         rule: Name of the rule that says so.
         why: One clause for a reader.
         figures: What the rule measured or compared, with units in the keys.
-        keep: Always ``"fp32"``.
+        keep: ``"fp32"``, or ``"half"`` where data show that what the rule fears does not happen.
     """
 
     node: str
@@ -60,7 +58,8 @@ class ConstantChange:
 class Facts:
     """A graph as rules see it, and what they have decided so far.
 
-    Node names are unique over all its graphs. `kept` fills as rules run: later rules build on earlier ones.
+    Node names are unique over all its graphs. `kept` fills as rules run: later rules build on earlier ones. `cleared`
+    has the nodes that a rule would keep without data; another rule may keep them all the same.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Facts:
         contract: InputContract,
         *,
         ranges: Mapping[str, Range] | None = None,
-        margin: float = 2.0,
+        margin: float = MARGIN,
         keep: Sequence[str] = (),
         io_half: bool = False,
         opset: int | None = None,
@@ -96,12 +95,14 @@ class Facts:
         self.io_half = io_half
         self.kept: dict[str, Decision] = {}
         self.changes: dict[str, ConstantChange] = {}
+        self.cleared: dict[str, Decision] = {}
         self.nodes: list[ir.Node] = list(model.graph.all_nodes())
         self.opsets: dict[str, int] = dict(model.graph.opset_imports)
         if opset is not None:
             self.opsets[""] = opset
         self._stats = {} if stats is None else stats
         self._slots: dict[ir.Node, Slots | Blocked] = {}
+        self._explained: dict[ir.Value, set[str]] | None = None
 
     def slots(self, node: ir.Node) -> Slots | Blocked:
         """The types of a node in half, or why it has none."""
@@ -143,13 +144,33 @@ class Facts:
             self._stats[id(tensor)] = (tensor, measure_constant(tensor.numpy(), self.half))
         return self._stats[id(tensor)][1]
 
+    def measured(self, value: ir.Value | None) -> Range | None:
+        """What was measured of a computed value; ``None`` where nothing was."""
+        return None if value is None or constant(value) else self.ranges.get(str(value.name))
+
+    def largest(self, value: ir.Value | None) -> float | None:
+        """The largest measured magnitude of a value, apart from what a mask puts into it; ``None``: not measured."""
+        from exporter.precision.trails import explained_sides
+
+        found = self.measured(value)
+        if found is None or value is None:
+            return None
+        if self._explained is None:
+            self._explained = explained_sides(self)
+        sides = [s for s in ("low", "high") if s not in self._explained.get(value, ())]
+        if sides == ["low", "high"]:
+            return found.largest
+        return max((abs(getattr(found, side)) for side in sides), default=0.0)
+
     def is_kept(self, node: ir.Node) -> bool:
         return node.name in self.kept
 
     def add(self, found: Decision | ConstantChange) -> None:
-        """Record what a rule found; a node's first decision stands."""
+        """Record what a rule found; a node's first decision to keep it stands."""
         if isinstance(found, ConstantChange):
             self.changes.setdefault(found.constant, found)
+        elif found.keep != "fp32":
+            self.cleared.setdefault(found.node, found)
         else:
             self.kept.setdefault(found.node, found)
 
@@ -180,6 +201,11 @@ def float_outputs(node: ir.Node) -> list[ir.Value]:
 def consumers(node: ir.Node) -> list[ir.Node]:
     """The nodes that read one of the node's float32 outputs, in graph order, subgraphs' nodes included."""
     return list(dict.fromkeys(use.node for value in float_outputs(node) for use in value.uses()))
+
+
+def clear(node: ir.Node, rule: str, why: str, **figures: Any) -> Decision:
+    """That data show a node to be harmless, which `rule` keeps in FP32 without data."""
+    return Decision(str(node.name), node.op_type, rule, why, figures, keep="half")
 
 
 def decide(node: ir.Node, rule: str, why: str, **figures: Any) -> Decision:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from exporter.artifact import InputContract
 from exporter.errors import RequestError
 from exporter.precision.constants import describe
-from exporter.precision.facts import ConstantChange, Facts, Measured, Range, constant, is_cast
+from exporter.precision.facts import ConstantChange, Facts, Measured, constant, is_cast
+from exporter.precision.ranges import MARGIN, Range
 from exporter.precision.rules import apply_rules
 from exporter.precision.schemas import half_type, is_float
 
@@ -31,7 +32,7 @@ def convert(
     ranges: Mapping[str, Range] | None = None,
     keep: Sequence[str] = (),
     io_types: Literal["fp32", "half"] = "fp32",
-    margin: float = 2.0,
+    margin: float = MARGIN,
     rules: Sequence[str] | None = None,
     external_data: bool | None = None,
 ) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def convert(
         path_out: Where the half model goes (weights beyond protobuf's limit into a file beside it).
         precision: ``"fp16"`` or ``"bf16"``.
         contract: What callers promise about the inputs: a mask may be clamped, an integer trusted to be small.
-        ranges: Per value name of the FP32 model, its measured smallest and largest value and its subnormal share.
+        ranges: What was measured of the FP32 model's values over data, by name. Where a value was measured its figures
+            decide what stays FP32, elsewhere the operator does.
         keep: Names of nodes that stay FP32.
         io_types: ``"fp32"`` leaves float inputs and outputs as they are, ``"half"`` makes them half.
         margin: Measured ranges are multiplied by it before they are compared with the half type's.
@@ -55,7 +57,8 @@ def convert(
 
     Returns:
         The record for ``evidence/precision.json``: ``kept`` has every node left in FP32, with the rule, the reason
-        and its figures; ``constants.changed`` has every constant whose values were clamped.
+        and its figures; ``cleared`` has every node that would stay FP32 without data and is half by what they show;
+        ``constants.changed`` has every constant whose values were clamped.
 
     Raises:
         RequestError: The model can't be read, or `keep`, `rules`, `precision` or `io_types` names what doesn't exist.
@@ -69,7 +72,7 @@ def convert(
     if io_types not in ("fp32", "half"):
         raise RequestError("unknown io_types", io_types, "Choose fp32 or half")
     if not margin >= 1:
-        raise RequestError("the margin of measured ranges is below 1", margin, "Give 1 or more, 2 by default")
+        raise RequestError("the margin of measured ranges is below 1", margin, f"Give 1 or more, {MARGIN:g} by default")
     model = load_model(path_in)
     opset_before, bytes_before = model.graph.opset_imports.get("", 1), weight_bytes(model)
     prepared = prepare(model)
@@ -118,6 +121,7 @@ def convert(
         "converted": len(retyped.converted),
         "untouched": untouched,
         "kept": [facts.kept[str(n.name)].to_dict() for n in facts.nodes if n.name in facts.kept],
+        "cleared": [facts.cleared[str(n.name)].to_dict() for n in facts.nodes if _is_cleared(facts, n)],
         "asked_without_effect": [name for name in facts.asked if name not in facts.kept],
         "softmax_fp32_inside": retyped.softmax_inside,
         "casts": {"inserted": len(retyped.casts), "removed": retyped.casts_removed},
@@ -236,6 +240,10 @@ def raise_opset(model: ir.Model, opset: int) -> bool:
         return False
     model.ir_version = max(model.ir_version, _MIN_IR_VERSION.get(opset, model.ir_version))
     return True
+
+
+def _is_cleared(facts: Facts, node: ir.Node) -> bool:
+    return node.name in facts.cleared and not facts.is_kept(node)
 
 
 def _changed_constants(facts: Facts) -> list[dict[str, Any]]:

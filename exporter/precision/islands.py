@@ -4,7 +4,6 @@ nodes."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exporter.precision.constants import describe
@@ -20,44 +19,16 @@ from exporter.precision.facts import (
     is_cast,
 )
 from exporter.precision.operators import BOUNDED, CONTRACTIONS, ELEMENTWISE, MOVEMENT, SOFTMAXES, SUMS
-from exporter.precision.rules import register_rule
-from exporter.precision.schemas import has_subgraphs, is_float
+from exporter.precision.rules import register_rule, squares_input
+from exporter.precision.schemas import has_subgraphs
+from exporter.precision.trails import Spread, float_constants, spread
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_CARRIES_RANGE = MOVEMENT | (ELEMENTWISE - {"Pow", "Reciprocal", "Sqrt", "Div"})
 _LARGE_CONSTANT_BYTES = 64 * 1024
 _MASKED = {"Softmax": 0, "Attention": 3}
 """Operators that turn a very negative input at this index into a zero weight."""
-
-
-@dataclass
-class Spread:
-    """Where the values of a constant go: the nodes they pass, and the nodes at which they end."""
-
-    passed: list[ir.Node] = field(default_factory=list)
-    ends: list[tuple[ir.Node, ir.Value]] = field(default_factory=list)
-    reaches_output: bool = False
-
-
-def spread(value: ir.Value) -> Spread:
-    """Follow a value through operators that carry its range on."""
-    result = Spread()
-    seen: set[ir.Node] = set()
-    pending = [value]
-    while pending:
-        current = pending.pop()
-        result.reaches_output |= current.is_graph_output()
-        for use in current.uses():
-            node = use.node
-            if node.op_type not in _CARRIES_RANGE or has_subgraphs(node):
-                result.ends.append((node, current))
-            elif node not in seen:
-                seen.add(node)
-                result.passed.append(node)
-                pending.extend(float_outputs(node))
-    return result
 
 
 @register_rule("constant_range")
@@ -68,7 +39,7 @@ def constant_range(facts: Facts) -> Iterator[Decision | ConstantChange]:
     goes nowhere else is clamped to the lowest finite half number instead: its weights are zero either way as long as
     every row attends to something, which the input contract has to promise.
     """
-    for value in _float_constants(facts):
+    for value in float_constants(facts):
         stats = facts.stats(value)
         if not stats.beyond:
             continue
@@ -122,7 +93,7 @@ def statistics(facts: Facts) -> Iterator[Decision]:
     for node in facts.nodes:
         decision = facts.kept.get(str(node.name))
         inputs = float_inputs(node)
-        if decision is not None and (decision.rule == "square" or node.op_type == "Pow"):
+        if decision is not None and (squares_input(node) or node.op_type == "Pow"):
             squares.update(float_outputs(node))
         of_squares = node.op_type in SUMS and any(v in squares for v in inputs)
         if of_squares or (decision is not None and decision.rule == "reduction"):
@@ -200,13 +171,6 @@ def _surrounded(facts: Facts, node: ir.Node, region: set[ir.Node]) -> bool:
         if facts.io_half and value.is_graph_output():
             return False
     return all(fp32(n) for n in consumers(node))
-
-
-def _float_constants(facts: Facts) -> Iterator[ir.Value]:
-    for graph in facts.model.graphs():
-        for value in graph.initializers.values():
-            if is_float(value) and constant(value):
-                yield value
 
 
 def _only_masks(facts: Facts, trail: Spread) -> bool:

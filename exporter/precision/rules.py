@@ -2,29 +2,32 @@
 
 Rules run in the order of registration; a node's first decision stands. Those marked `always` make the result valid
 (what has no half type, what the caller asked for) and run whatever set is chosen; the others are the default policy.
-Rules that follow values through the graph are in `exporter.precision.islands`.
+Rules that follow values through the graph are in `exporter.precision.islands`. Where values were measured over data the
+figures decide (`exporter.precision.measured`), else the operator does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite, prod
 from typing import TYPE_CHECKING
 
 from exporter.errors import RequestError
-from exporter.passes.graphs import reduced_axes
+from exporter.precision import measured
 from exporter.precision.constants import describe
+from exporter.precision.depths import reduction_depth, static_dims
 from exporter.precision.facts import Decision, Facts, Rule, constant, decide, float_inputs, float_outputs
 from exporter.precision.operators import COORDINATES, NORMALIZATIONS, SOFTMAXES, SQUARING_SUMS, STEEP, SUMS
+from exporter.precision.ranges import FP16_SMALLEST_NORMAL, jsonable
 from exporter.precision.schemas import Blocked, has_subgraphs, subgraphs, touches_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MAX_HALF_DEPTH = 32
-"""Sums over more elements than this stay FP32: some runtimes add up in the half type itself, and there the error may
-grow by one unit roundoff per element."""
+MAX_SUBNORMAL_SHARE = 0.5
+MAX_SUBNORMAL_WEIGHT = 0.01
+"""A value keeps its nodes FP32 when at least this share of its non-zero elements is below FP16's normal range and these
+make at least this share of its sum of magnitudes: a runtime that takes them for zero would lose that much."""
 
 MAX_CONSTANT_ERROR = 4.0
 """A constant keeps its consumers FP32 when rounding it costs more than this many unit roundoffs (RMS, relative)."""
@@ -110,19 +113,62 @@ def control_flow(facts: Facts) -> Iterator[Decision]:
 
 @register_rule("measured_range")
 def measured_range(facts: Facts) -> Iterator[Decision]:
-    """Nodes that read or write a value whose measured range, with a margin, leaves the half type's."""
+    """Nodes that read or write a value whose measured magnitude, with a margin, leaves the half type's range."""
     limit = facts.half.largest / facts.margin
     for node in facts.open_nodes():
         for value in (*float_inputs(node), *float_outputs(node)):
-            low, high, _ = facts.ranges.get(str(value.name), (0.0, 0.0, 0.0))
-            largest = max(abs(low), abs(high))
-            if not largest <= limit:
+            largest = facts.largest(value)
+            if largest is not None and not largest <= limit:
                 why = f"{value.name} reached {largest:.4g}, beyond {facts.half.name} with margin {facts.margin:g}"
-                shown = largest if isfinite(largest) else str(largest)  # strict JSON has no NaN
-                yield decide(
-                    node, "measured_range", why, value=value.name, largest_abs=shown, limit=limit, margin=facts.margin
-                )
+                figures = {"value": value.name, "largest_abs": jsonable(largest), "limit": limit}
+                yield decide(node, "measured_range", why, **figures, margin=facts.margin)
                 break
+
+
+@register_rule("attention_scores")
+def attention_scores(facts: Facts) -> Iterator[Decision]:
+    """Attention in one operator: its scores are nowhere to be measured, so their bound counts, |q| |k| depth scale."""
+    for node in facts.open_nodes():
+        if node.op_type != "Attention" or node.domain != "":
+            continue
+        query, key = facts.largest(node.inputs[0]), facts.largest(node.inputs[1])
+        depth = head_size(node)
+        if query is None or key is None or depth is None:
+            continue
+        bound = query * key * depth * node.attributes.get_float("scale", depth**-0.5)
+        if not bound * facts.margin <= facts.half.largest:
+            why = f"its scores may reach {bound:.4g} (queries reached {query:.4g}, keys {key:.4g}), beyond"
+            figures = {"bound": jsonable(bound), "query_abs": jsonable(query), "key_abs": jsonable(key), "depth": depth}
+            yield decide(node, "attention_scores", f"{why} {facts.half.name} with margin {facts.margin:g}", **figures)
+
+
+@register_rule("subnormal")
+def subnormal(facts: Facts) -> Iterator[Decision]:
+    """Nodes that read or write a value which FP16 holds with fewer bits, or not at all.
+
+    Both the number of such values and what they add to the sum of magnitudes have to be large: among the weights of
+    a softmax most are tiny, and nothing is lost with them. (BF16 reaches as far down as FP32.)
+    """
+    if facts.half.smallest_normal < FP16_SMALLEST_NORMAL:
+        return
+    for node in facts.open_nodes():
+        for value in (*float_inputs(node), *float_outputs(node)):
+            found = facts.measured(value)
+            if found is None or found.subnormal < MAX_SUBNORMAL_SHARE or found.subnormal_weight < MAX_SUBNORMAL_WEIGHT:
+                continue
+            why = (
+                f"{found.subnormal:.1%} of {value.name}'s non-zero values lie below {facts.half.name}'s normal range "
+                f"({found.flushed:.1%} become zero) and make {found.subnormal_weight:.1%} of its magnitude"
+            )
+            figures = {
+                "value": value.name,
+                "largest_abs": jsonable(found.largest),
+                "subnormal": found.subnormal,
+                "flushed": found.flushed,
+                "subnormal_weight": found.subnormal_weight,
+            }
+            yield decide(node, "subnormal", why, **figures)
+            break
 
 
 @register_rule("constant_precision")
@@ -146,7 +192,9 @@ def normalization(facts: Facts) -> Iterator[Decision]:
     """Normalizations: a variance is a sum of squares, which leaves the range of FP16 at |x| = 256."""
     for node in facts.open_nodes():
         if node.op_type in NORMALIZATIONS:
-            yield decide(node, "normalization", "its variance is a sum of squares over many elements")
+            yield measured.normalization(facts, node) or decide(
+                node, "normalization", "its variance is a sum of squares over many elements"
+            )
 
 
 @register_rule("softmax")
@@ -154,22 +202,26 @@ def softmax(facts: Facts) -> Iterator[Decision]:
     """Softmax: exponentials, and a sum over an axis that is often dynamic."""
     for node in facts.open_nodes():
         if node.op_type in SOFTMAXES:
-            yield decide(node, "softmax", "exponentials and their sum over an axis")
+            yield measured.softmax(facts, node) or decide(node, "softmax", "exponentials and their sum over an axis")
 
 
 @register_rule("reduction")
 def reduction(facts: Facts) -> Iterator[Decision]:
     """Sums over many elements, over a dynamic axis, or of squares."""
+    limit = measured.sum_depth(facts.half)
     for node in facts.open_nodes():
         if node.op_type not in SUMS:
             continue
         depth = reduction_depth(node)
-        if node.op_type in SQUARING_SUMS:
+        if facts.largest(node.inputs[0]) is not None:
+            if (found := measured.reduction(facts, node)) is not None:
+                yield found
+        elif node.op_type in SQUARING_SUMS:
             yield decide(node, "reduction", "it multiplies or squares what it sums", depth=depth)
         elif depth is None:
             yield decide(node, "reduction", "it sums over an axis whose length is not fixed", depth=None)
-        elif depth > MAX_HALF_DEPTH:
-            yield decide(node, "reduction", f"it sums {depth} elements", depth=depth, limit=MAX_HALF_DEPTH)
+        elif depth > limit:
+            yield decide(node, "reduction", f"it sums {depth} elements", depth=depth, limit=limit)
 
 
 @register_rule("steep_function")
@@ -177,7 +229,9 @@ def steep_function(facts: Facts) -> Iterator[Decision]:
     """Functions that magnify the rounding error of their input or leave the half type's range."""
     for node in facts.open_nodes():
         if node.op_type in STEEP:
-            yield decide(node, "steep_function", "it magnifies its input's rounding error or leaves the range")
+            yield measured.steep_function(facts, node) or decide(
+                node, "steep_function", "it magnifies its input's rounding error or leaves the range"
+            )
 
 
 @register_rule("division")
@@ -185,7 +239,9 @@ def division(facts: Facts) -> Iterator[Decision]:
     """Division by a computed value: it may be small, as in the normalization at the end of an embedding model."""
     for node in facts.open_nodes():
         if node.op_type == "Div" and not constant(node.inputs[1]):
-            yield decide(node, "division", "its divisor is computed and may be close to zero")
+            yield measured.division(facts, node) or decide(
+                node, "division", "its divisor is computed and may be close to zero"
+            )
 
 
 @register_rule("coordinates")
@@ -200,37 +256,27 @@ def coordinates(facts: Facts) -> Iterator[Decision]:
 def square(facts: Facts) -> Iterator[Decision]:
     """A value times itself: its range is squared."""
     for node in facts.open_nodes():
-        if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
+        if squares_input(node):
             root = facts.half.largest**0.5
-            yield decide(node, "square", "it squares its input, whose range it doubles in exponent", safe_abs=root)
+            yield measured.square(facts, node) or decide(
+                node, "square", "it squares its input, whose range it doubles in exponent", safe_abs=root
+            )
+
+
+def squares_input(node: ir.Node) -> bool:
+    """Whether the node multiplies a value by itself."""
+    return node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
+
+
+def head_size(node: ir.Node) -> int | None:
+    """Elements of a query of one head of an `Attention`; ``None`` where shapes don't say."""
+    dims = static_dims(node.inputs[0])
+    if dims is None or dims[-1] is None:
+        return None
+    return dims[-1] if len(dims) == 4 else dims[-1] // max(1, node.attributes.get_int("q_num_heads", 1))
 
 
 def touches_float_inside(node: ir.Node) -> bool:
     """Whether floats cross the border of a control-flow node's subgraphs or are computed inside."""
     inside = (n for g in subgraphs(node) for n in g.all_nodes())
     return touches_float(node) or any(touches_float(n) for n in inside)
-
-
-def reduction_depth(node: ir.Node) -> int | None:
-    """How many elements go into each result of a reduction; ``None`` where shapes or axes don't say."""
-    value = node.inputs[0]
-    shape = value.shape if value is not None else None
-    if node.op_type in ("AveragePool", "LpPool"):
-        kernel = node.attributes.get("kernel_shape")
-        return None if kernel is None else prod(kernel.as_ints())
-    if shape is None:
-        return None
-    dims: list[int | None] = [d if isinstance(d, int) else None for d in shape]
-    axes = _depth_axes(node, len(dims))
-    if axes is None:
-        return None
-    lengths = [dims[axis] for axis in axes]
-    return None if any(n is None for n in lengths) else prod(n for n in lengths if n is not None)
-
-
-def _depth_axes(node: ir.Node, rank: int) -> Iterable[int] | None:
-    if node.op_type.startswith("Global"):
-        return range(2, rank)
-    if node.op_type in ("DFT", "STFT"):
-        return None
-    return reduced_axes(node, rank)

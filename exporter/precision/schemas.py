@@ -29,6 +29,7 @@ class HalfType:
         largest: Its largest finite value.
         unit_roundoff: Half the distance between 1 and the next larger value.
         largest_integer: Every integer up to it is exact.
+        smallest_normal: The smallest positive number with all bits of precision.
     """
 
     name: str
@@ -37,6 +38,7 @@ class HalfType:
     largest: float
     unit_roundoff: float
     largest_integer: int
+    smallest_normal: float
 
     def numpy_dtype(self) -> np.dtype[Any]:
         """NumPy's dtype of the type (BF16's comes from `ml_dtypes`)."""
@@ -47,8 +49,8 @@ class HalfType:
 
 
 HALF_TYPES: dict[str, HalfType] = {
-    "fp16": HalfType("fp16", 10, "tensor(float16)", 65504.0, 2.0**-11, 2048),
-    "bf16": HalfType("bf16", 16, "tensor(bfloat16)", (2.0 - 2.0**-7) * 2.0**127, 2.0**-8, 256),
+    "fp16": HalfType("fp16", 10, "tensor(float16)", 65504.0, 2.0**-11, 2048, 2.0**-14),
+    "bf16": HalfType("bf16", 16, "tensor(bfloat16)", (2.0 - 2.0**-7) * 2.0**127, 2.0**-8, 256, 2.0**-126),
 }
 """IEEE 754 binary16 and bfloat16."""
 

@@ -92,13 +92,18 @@ class OnnxRuntimeSession(Session):
         return {**ran, "precision": "int8" if integer else "fp32", "integer_kernels": integer}
 
 
-def open_cpu_session(path: Path, threads: int, *, optimize: bool = True) -> onnxruntime.InferenceSession:
+def open_cpu_session(
+    path: Path, threads: int, *, optimize: bool = True, early: bool = False
+) -> onnxruntime.InferenceSession:
     """Open an ONNX file on ONNX Runtime's CPU provider, and make sure that it is the CPU provider that runs it.
 
     Args:
         path: The ONNX file; external data lies beside it.
         threads: Threads within an operator.
         optimize: Let ONNX Runtime optimize the graph; off where the graph must run exactly as written.
+        early: Run every operator as soon as its inputs are there. By default ONNX Runtime leaves operators that nothing
+            waits for to the end, and keeps what they read until then: reductions of all activations then hold all of
+            these at once (MiniLM at 8 x 128: 1.0 GB instead of 0.4).
     """
     try:
         import onnxruntime as ort
@@ -108,6 +113,8 @@ def open_cpu_session(path: Path, threads: int, *, optimize: bool = True) -> onnx
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if early:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

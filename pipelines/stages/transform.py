@@ -48,11 +48,14 @@ def lower(arguments: dict[str, Any]) -> dict[str, Any]:
     ONNX Runtime has no BF16 kernels on a CPU, and skips roundings of FP16 models where it has no FP16 kernels.
 
     Args:
-        arguments: ``artifact``, ``precision``, ``external_data`` (``auto`` or ``always``), ``folder``.
+        arguments: ``artifact``, ``precision``, ``ranges`` (the file of the stage that measured, or null), ``measured``
+            (its record), ``external_data`` (``auto`` or ``always``), ``folder``.
 
     Returns:
-        ``path``, ``emulation`` (both relative to the folder), ``record``: every node kept in FP32 and why.
+        ``path``, ``emulation`` (both relative to the folder), ``record``: every node kept in FP32 and why, and over how
+        much data they were measured.
     """
+    from calibration.half_ranges import load_half_ranges
     from exporter.precision.emulate import emulate_half
     from exporter.precision.half import convert
 
@@ -60,13 +63,16 @@ def lower(arguments: dict[str, Any]) -> dict[str, Any]:
     precision = arguments["precision"]
     report_progress(f"converting to {precision}")
     name = f"model_{precision}.onnx"
+    ranges = None if arguments["ranges"] is None else load_half_ranges(Path(arguments["ranges"])).ranges
     record = convert(
         artifact.path,
         folder / name,
         precision=precision,
         contract=artifact.contract,
+        ranges=ranges,
         external_data=external_data(arguments),
     )
+    record["measured"] = arguments["measured"]
     (folder / EMULATION).parent.mkdir()
     emulation = emulate_half(folder / name, folder / EMULATION, precision=precision)
     return {"path": name, "emulation": EMULATION, "record": {**record, "emulation": emulation}}

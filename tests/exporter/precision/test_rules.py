@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from exporter.artifact import InputContract
 from exporter.precision.facts import Facts
 from exporter.precision.half import convert
+from exporter.precision.ranges import Range
 from exporter.precision.rules import apply_rules, rules
 
 from .conftest import Writer, kept, rms, run
@@ -128,17 +129,18 @@ def test_measured_ranges_keep_producer_and_readers(write: Writer) -> None:
         y = MatMul(d, w)
     }"""
     path = write(text, w=W)
-    quiet = dict.fromkeys("xabcdy", (-10.0, 10.0, 0.0))
+    quiet = dict.fromkeys("xabcdy", Range(-10.0, 10.0))
     _, record = fp16(path, ranges=quiet)
     assert record["kept"] == []
-    loud = quiet | {"c": (0.0, 40000.0, 0.0)}
+    loud = quiet | {"c": Range(0.0, 20000.0)}
     _, record = fp16(path, ranges=loud)
     assert kept(record) == {"relu2": "measured_range", "matmul3": "measured_range"}
     figures = record["kept"][0]["figures"]
-    assert figures == {"value": "c", "largest_abs": 40000.0, "limit": 32752.0, "margin": 2.0}
+    assert figures == {"value": "c", "largest_abs": 20000.0, "limit": 16376.0, "margin": 4.0}
+    assert record["kept"][0]["why"] == "c reached 2e+04, beyond fp16 with margin 4"
     _, record = fp16(path, ranges=loud, margin=1.0)
     assert record["kept"] == []
-    _, record = fp16(path, ranges=quiet | {"c": (float("nan"), float("nan"), 0.0)})
+    _, record = fp16(path, ranges=quiet | {"c": Range(float("nan"), float("nan"))})
     assert set(kept(record)) == {"relu2", "matmul3"}
     _, record = fp16(path, ranges=loud, precision="bf16")
     assert record["kept"] == []
