@@ -113,7 +113,7 @@ class Target(ABC):
 
         Args:
             precisions: Those asked for; others than `precisions` of this class are passed over.
-            every_form: Also the forms that were nowhere the best so far.
+            every_form: Also those of `rare_forms`.
         """
         asked = [p for p in precisions if p in self.precisions]
         rare = self.rare_forms if every_form else {}
