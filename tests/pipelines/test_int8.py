@@ -27,11 +27,12 @@ def test_forms_of_the_recipe() -> None:
         recipe = Recipe(source="a", targets=["onnxruntime-cpu", "openvino-cpu", "inductor-cpu"], **fields)
         return {c.variant.id for c in candidates(recipe, traceable=True) if c.variant.precision == "int8"}
 
-    usual = {DYNAMIC, STATIC, f"{STATIC}-bf16", f"{STATIC}-shaped", "inductor-cpu-int8-static"}
+    usual = {DYNAMIC, STATIC, f"{STATIC}-bf16", f"{STATIC}-bf16-shaped", "inductor-cpu-int8-static"}
     assert planned() == usual
     assert planned(forms="all") == usual | {
         "onnxruntime-cpu-int8-dynamic-fused",
         "onnxruntime-cpu-int8-dynamic-smooth",
+        "openvino-cpu-int8-static-shaped",
         "openvino-cpu-int8-static-smooth",
         "inductor-cpu-int8-dynamic",
         "inductor-cpu-int8-static-smooth",
@@ -47,7 +48,7 @@ def test_forms_of_the_recipe() -> None:
         ("onnxruntime-cpu", "dynamic-smooth", "onnx-int8-dynamic-smooth", "onnx-fp32"),
         ("openvino-cpu", "static", "onnx-int8-static-openvino", "onnx-fp32"),
         ("openvino-cpu", "static-bf16", "onnx-int8-static-openvino", "onnx-fp32"),
-        ("openvino-cpu", "static-shaped", "onnx-int8-static-openvino", "onnx-fp32"),
+        ("openvino-cpu", "static-bf16-shaped", "onnx-int8-static-openvino", "onnx-fp32"),
         ("openvino-cpu", "static-smooth", "onnx-int8-static-smooth-openvino", "onnx-fp32"),
         ("inductor-cpu", "static", "pt2-int8-static", "pt2-fp32"),
         ("inductor-cpu", "static-smooth", "pt2-int8-static-smooth", "pt2-fp32"),
@@ -85,7 +86,7 @@ def test_bundle_with_int8(model_folder: Folders, cache: Path, texts: Path, tmp_p
     table = load_table(out / "evidence" / "calibration.json")
     assert (table.samples, table.origin) == (24, "learn.jsonl")
     precision = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))
-    opened_alike = {f"{STATIC}-bf16", f"{STATIC}-shaped"} & set(by_id)
+    opened_alike = {f"{STATIC}-bf16", f"{STATIC}-bf16-shaped"} & set(by_id)
     assert {by_id[name]["files"][0] for name in opened_alike} == {f"variants/{STATIC}/model_int8.onnx"}
     assert set(precision) == {"onnx/model_int8.onnx", STATIC, *opened_alike}
     seen = {tensor for entry in precision[STATIC]["quantized"] for tensor in entry["activations"]}
