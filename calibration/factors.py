@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
+from calibration.quantize.products import Kept
 from calibration.quantize.weights import LARGEST
 from exporter.errors import RequestError
 
@@ -132,3 +133,29 @@ def by_what_they_share(nodes: Sequence[Node], keys: Callable[[Node], Iterable[Ha
             known, places = known | part[0], part[1] + places
         parts.append((known, sorted(places)))
     return [[nodes[place] for place in places] for _, places in sorted(parts, key=lambda part: part[1])]
+
+
+def no_gain(name: str, op: str, alpha: float, error: float) -> Kept:
+    """A product that stays as it is, because smoothing is not expected to leave less error."""
+    why = f"smoothing (alpha {alpha:g}) is expected to leave {error:.2f} times the rounding error"
+    return Kept(name, op, "no_gain", why)
+
+
+def group_record(
+    names: Sequence[str], activations: Sequence[dict[str, Any]], alpha: float, factors: Array, error: float
+) -> dict[str, Any]:
+    """A smoothed group as the record has it: its products, what became of its activations, and the figures."""
+    return {
+        "products": list(names),
+        "activations": list(activations),
+        "alpha": alpha,
+        "factor_min": float(factors.min()),
+        "factor_max": float(factors.max()),
+        "expected_error": error,
+    }
+
+
+def smoothing_record(alpha: float | None, groups: Sequence[dict[str, Any]], kept: Sequence[Kept]) -> dict[str, Any]:
+    """The record of smoothing a model, see `calibration.smooth.smooth`."""
+    inserted = sum(entry["how"] == "inserted" for group in groups for entry in group["activations"])
+    return {"alpha": alpha, "groups": list(groups), "inserted": inserted, "kept": [asdict(entry) for entry in kept]}

@@ -9,13 +9,22 @@ Post-Training Quantization for Large Language Models", 2022). The graph stays FP
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.factors import ALPHA, WORTH_AN_OPERATOR, Operands, by_what_they_share, choose_factors
+from calibration.factors import (
+    ALPHA,
+    WORTH_AN_OPERATOR,
+    Operands,
+    by_what_they_share,
+    choose_factors,
+    group_record,
+    no_gain,
+    smoothing_record,
+)
 from calibration.folding import divide, makers
 from calibration.quantize.products import Kept, output_axis, products, weight_of
 from calibration.table import CalibrationTable, TensorStatistics
@@ -76,23 +85,12 @@ def smooth(model: ir.Model, table: CalibrationTable, alpha: float | None = ALPHA
         made = {id(value): makers(value, group.readers(value), len(factors)) for value in group.activations}
         limit = WORTH_AN_OPERATOR if any(not found.nodes for found in made.values()) else 1.0
         if error >= limit:
-            reason = f"smoothing (alpha {chosen:g}) is expected to leave {error:.2f} times the rounding error"
-            kept += [Kept(str(node.name), node.op_type, "no_gain", reason) for node in group.nodes]
+            kept += [no_gain(str(node.name), node.op_type, chosen, error) for node in group.nodes]
             continue
         entries = [divide(model, value, group.readers(value), made[id(value)], factors) for value in group.activations]
         _multiply(model, group, factors)
-        smoothed.append(
-            {
-                "products": [str(node.name) for node in group.nodes],
-                "activations": entries,
-                "alpha": chosen,
-                "factor_min": float(factors.min()),
-                "factor_max": float(factors.max()),
-                "expected_error": error,
-            }
-        )
-    inserted = sum(entry["how"] == "inserted" for group in smoothed for entry in group["activations"])
-    return {"alpha": alpha, "groups": smoothed, "inserted": inserted, "kept": [asdict(entry) for entry in kept]}
+        smoothed.append(group_record([str(node.name) for node in group.nodes], entries, chosen, factors, error))
+    return smoothing_record(alpha, smoothed, kept)
 
 
 def smooth_file(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.factors import WORTH_AN_OPERATOR, Operands, by_what_they_share, choose_factors
+from calibration.factors import (
+    WORTH_AN_OPERATOR,
+    Operands,
+    by_what_they_share,
+    choose_factors,
+    group_record,
+    no_gain,
+    smoothing_record,
+)
 from calibration.quantize.products import Kept
 from exporter.errors import InternalError, RequestError
 from exporter.passes.base import FUSED_RMS
@@ -127,8 +135,7 @@ def _smooth(
         readers = {value: [node for node in part if node.args[0] is value] for value in values}
         made = {value: _makers(module, value, nodes) for value, nodes in readers.items()}
         if error >= (WORTH_AN_OPERATOR if any(why for _, why in made.values()) else 1.0):
-            reason = f"smoothing (alpha {chosen:g}) is expected to leave {error:.2f} times the rounding error"
-            kept += [Kept(node.name, "linear", "no_gain", reason) for node in part]
+            kept += [no_gain(node.name, "linear", chosen, error) for node in part]
             continue
         entries = [_divide(module, value, readers[value], *made[value], factors) for value in values]
         written: dict[int, fx.Node] = {}
@@ -137,18 +144,8 @@ def _smooth(
             if key not in written:
                 written[key] = _scaled(module, node, node.args[1], factors)
             node.update_arg(1, written[key])
-        groups.append(
-            {
-                "products": [node.name for node in part],
-                "activations": entries,
-                "alpha": chosen,
-                "factor_min": float(factors.min()),
-                "factor_max": float(factors.max()),
-                "expected_error": error,
-            }
-        )
-    inserted = sum(entry["how"] == "inserted" for group in groups for entry in group["activations"])
-    return {"alpha": alpha, "groups": groups, "inserted": inserted, "kept": [asdict(entry) for entry in kept]}
+        groups.append(group_record([node.name for node in part], entries, chosen, factors, error))
+    return smoothing_record(alpha, groups, kept)
 
 
 def _plan(

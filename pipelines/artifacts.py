@@ -10,7 +10,7 @@ from typing import Any
 from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError
 from pipelines.plan import PROGRAM, Candidate, ingredients
-from pipelines.quantizing import Learning, needs, quantize
+from pipelines.quantizing import Learning, learn, needs, quantize
 from pipelines.recipe_sections import Export
 from pipelines.trust import remember_engine
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
@@ -239,7 +239,9 @@ def _lower(
     learning: Learning,
 ) -> None:
     precision = ingredient.split("-")[1]
-    result.measured = result.measured or measure(shop, base, base_id, learning)
+    if result.measured is None:  # one for all half forms
+        function = "pipelines.stages.ranges:measure"
+        result.measured = learn(shop, "measure-ranges", "Measure activations", function, base, base_id, learning)
     measured = result.measured
     path = measured.record["path"]
     how = {"precision": precision, "external_data": export.external_data}
@@ -256,19 +258,6 @@ def _lower(
     emulation = lowered.folder / lowered.record["emulation"]
     result.emulations[ingredient] = Artifact(emulation, "onnx", base.signature, base.contract)
     result.precision[ingredient] = lowered.record["record"]
-
-
-def measure(shop: Workshop, base: Artifact, base_id: str, learning: Learning) -> Made:
-    """The stage that measures the tensors of the FP32 graph, for all half forms."""
-    return shop.make(
-        "measure-ranges",
-        "Measure activations",
-        "pipelines.stages.ranges:measure",
-        {"artifact": base.to_dict(), "threads": shop.threads, **learning.arguments},
-        inputs={"artifact": base_id, **learning.identity},
-        packages=(*ONNX, "tokenizers", "pillow"),
-        bound_to_machine=True,
-    )
 
 
 class _Kept:

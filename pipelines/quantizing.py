@@ -122,16 +122,23 @@ def _smooth(
     )
 
 
-def _table(shop: Workshop, artifacts: Artifacts, base: Artifact, base_id: str, learning: Learning) -> Made:
-    made = shop.make(
-        "calibrate",
-        "Calibrate",
-        "pipelines.stages.quantize:calibrate",
+def learn(
+    shop: Workshop, name: str, title: str, function: str, base: Artifact, base_id: str, learning: Learning
+) -> Made:
+    """A stage that runs an FP32 graph over the calibration data (name, title and function as in `Workshop.make`)."""
+    return shop.make(
+        name,
+        title,
+        function,
         {"artifact": base.to_dict(), "threads": shop.threads, **learning.arguments},
         inputs={"artifact": base_id, **learning.identity},
         packages=(*ONNX, "tokenizers", "pillow"),
         bound_to_machine=True,
     )
+
+
+def _table(shop: Workshop, artifacts: Artifacts, base: Artifact, base_id: str, learning: Learning) -> Made:
+    made = learn(shop, "calibrate", "Calibrate", "pipelines.stages.quantize:calibrate", base, base_id, learning)
     if artifacts.calibration is None:  # the graph that comes first is the plain one
         artifacts.calibration = made
     return made

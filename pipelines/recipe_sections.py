@@ -115,6 +115,13 @@ class Custom(Section):
         return self
 
 
+def _refuse_without_data(section: Data | Calibration, given: str | None, where: str) -> None:
+    """What describes the user's data says nothing where none are given."""
+    for key in ("columns", "split", "sha256"):
+        if given is None and (value := getattr(section, key)):
+            raise Wrong("there is no data for it", value, f"Give the data too: {where}", key)
+
+
 class Data(Section):
     """Evaluation data: CSV, JSONL, Parquet, ``.npz`` or a `datasets` folder.
 
@@ -135,9 +142,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _about_given_data(self) -> Data:
-        for key in ("columns", "split", "sha256"):
-            if self.evaluation is None and (value := getattr(self, key)):
-                raise Wrong("there is no data for it", value, "Give the data too: data.evaluation, or --data", key)
+        _refuse_without_data(self, self.evaluation, "data.evaluation, or --data")
         return self
 
 
@@ -165,9 +170,7 @@ class Calibration(Section):
 
     @model_validator(mode="after")
     def _about_given_data(self) -> Calibration:
-        for key in ("columns", "split", "sha256"):
-            if self.data is None and (value := getattr(self, key)):
-                raise Wrong("there is no data for it", value, "Give the data too: calibration.data", key)
+        _refuse_without_data(self, self.data, "calibration.data")
         return self
 
 

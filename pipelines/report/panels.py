@@ -262,9 +262,8 @@ def timeline_panel(view: ReportView) -> Panel | None:
         tone = "baseline" if cached else "plain"
         text = f"{duration(seconds)}{', from the cache' if cached else ''}"
         marks = [charts.span(scale, start, start + spent, 5, 12, f"bar {tone}")]
-        rows.append(Row(name, charts.plot(marks, f"{name}: {text}", 22), duration(seconds), "", tone))
-        if cached:
-            rows[-1] = Row(name, rows[-1].plot, "cached", "", tone)
+        value = "cached" if cached else duration(seconds)
+        rows.append(Row(name, charts.plot(marks, f"{name}: {text}", 22), value, "", tone))
     return Panel(rows)
 
 
@@ -276,10 +275,10 @@ def sensitivity_panels(view: ReportView) -> list[Panel]:
         if not layers:
             continue
         scale = charts.size_scale(number(dig(layer, "error")) or 0.0 for layer in layers)
-        # All that are kept, and the costliest of the others beside them.
+        # What is kept comes first, and the costliest of the others after it.
         kept = [layer for layer in layers if dig(layer, "kept")]
         others = [layer for layer in layers if not dig(layer, "kept")]
-        rows = [_layer_row(layer, scale) for layer in [*kept, *others[: max(3, MOST_LAYERS - len(kept))]][:MOST_LAYERS]]
+        rows = [_layer_row(layer, scale) for layer in [*kept, *others][:MOST_LAYERS]]
         found.append(Panel(rows, shown(name), note=_search_note(mapping(record, "search"), len(layers), len(kept))))
     return found
 

@@ -13,11 +13,9 @@ from torch import nn
 from calibration.factors import smoothing_factors
 from calibration.quantize.program import quantize_program
 from calibration.smooth_program import smooth_program
-from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
-from exporter.digests import file_digest
+from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec
 from exporter.errors import RequestError
-from exporter.targets import get_target
-from tests.calibration.quantize.conftest import rms
+from tests.calibration.quantize.conftest import compiled, rms
 
 WIDTH, OUTLIER, LARGE = 16, 3, 60.0
 SPEC = ("batch", "sequence", WIDTH)
@@ -169,12 +167,7 @@ def test_constant_input_is_left_alone(block: nn.Module) -> None:
 @pytest.mark.slow
 def test_compiled_code_multiplies_integers(block: nn.Module, program: Artifact, tmp_path: Path) -> None:
     quantize_program(program, tmp_path / "int8.pt2", form="static-smooth", samples=batches)
-    target, variant = get_target("inductor-cpu"), Variant("inductor-cpu", "int8", "static-smooth")
-    quantized = Artifact(tmp_path / "int8.pt2", "pt2", SIGNATURE, InputContract())
-    (tmp_path / "engine").mkdir()
-    engine = target.build(quantized, variant, tmp_path / "engine")[0]
-    opened = Artifact(engine, "aoti", SIGNATURE, InputContract())
-    session = target.open(opened, variant, threads=1, trusted_digests=frozenset([file_digest(engine)]))
+    session = compiled(tmp_path / "int8.pt2", SIGNATURE, "static-smooth", tmp_path / "engine")
     told = session.executed()
     assert told["precision"] == "int8"
     assert told["integer_kernels"] == {"qlinear": 4}

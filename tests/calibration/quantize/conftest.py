@@ -10,6 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from exporter.artifact import Artifact, InputContract, Signature, Variant
+from exporter.digests import file_digest
+from exporter.targets import get_target
+from exporter.targets.base import Session
+
 Batch = dict[str, np.ndarray]
 WIDTH, INNER, HEADS = 32, 64, 4
 
@@ -96,3 +101,12 @@ def run(path: Path, batch: Batch, *names: str) -> list[np.ndarray]:
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def compiled(program: Path, signature: Signature, form: str, folder: Path) -> Session:
+    """A quantized program, compiled by AOTInductor and opened."""
+    target, variant = get_target("inductor-cpu"), Variant("inductor-cpu", "int8", form)
+    folder.mkdir()
+    engine = target.build(Artifact(program, "pt2", signature, InputContract()), variant, folder)[0]
+    opened = Artifact(engine, "aoti", signature, InputContract())
+    return target.open(opened, variant, threads=1, trusted_digests=frozenset([file_digest(engine)]))

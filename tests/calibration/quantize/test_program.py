@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from calibration.quantize.program import Form, quantize_program
-from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
-from exporter.digests import file_digest
+from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec
 from exporter.errors import RequestError
-from exporter.targets import get_target
 
-from .conftest import rms
+from .conftest import compiled, rms
 
 AXES = (Axis("batch", 1, 8), Axis("sequence", 2, 64))
 SIGNATURE = Signature(
@@ -81,12 +79,7 @@ def test_compiled_code_multiplies_integers(
 ) -> None:
     module, artifact = program
     quantize_program(artifact, tmp_path / "int8.pt2", form=form, samples=batches)
-    target, variant = get_target("inductor-cpu"), Variant("inductor-cpu", "int8", form)
-    quantized = Artifact(tmp_path / "int8.pt2", "pt2", SIGNATURE, InputContract())
-    (tmp_path / "engine").mkdir()
-    engine = target.build(quantized, variant, tmp_path / "engine")[0]
-    opened = Artifact(engine, "aoti", SIGNATURE, InputContract())
-    session = target.open(opened, variant, threads=1, trusted_digests=frozenset([file_digest(engine)]))
+    session = compiled(tmp_path / "int8.pt2", SIGNATURE, form, tmp_path / "engine")
     told = session.executed()
     assert told["precision"] == "int8"
     assert told["integer_kernels"] == {"qlinear": 2}
