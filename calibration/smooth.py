@@ -28,7 +28,6 @@ from calibration.factors import (
 from calibration.folding import divide, makers
 from calibration.quantize.products import Kept, output_axis, products, weight_of
 from calibration.table import CalibrationTable, TensorStatistics
-from exporter.errors import RequestError
 from exporter.passes.base import FUSED_RMS, Change, Pass, PassContext, PassRecord, run_pass
 
 if TYPE_CHECKING:
@@ -114,9 +113,10 @@ def smooth_file(
 
     Returns:
         The record of `smooth`, and ``rms_relative``: the worst RMS relative difference of any output on the samples.
+        Without ``groups`` nothing was smoothed, and nothing is written.
 
     Raises:
-        RequestError: Nothing could be smoothed, or see `smooth`.
+        RequestError: See `smooth`.
         InternalError: The outputs differ by more than rounding.
     """
     from exporter.onnx_files import load_model, save_model, strip_metadata
@@ -126,13 +126,10 @@ def smooth_file(
     step = _Smooth(table, alpha)
     with PassContext(samples=[dict(sample) for sample in samples]) as context:
         checked = run_pass(step, model, context)
-    if not step.found["groups"]:
-        kept = step.found["kept"]
-        why = f"{kept[0]['node']}: {kept[0]['why']}" if kept else "it has no matrix product with constant weights"
-        raise RequestError("nothing in the graph can be smoothed", f"{path_in.name}: {why}", "Leave this form out")
-    remove_dead(model)
-    strip_metadata(model)
-    save_model(model, path_out, external_data=external_data)
+    if step.found["groups"]:
+        remove_dead(model)
+        strip_metadata(model)
+        save_model(model, path_out, external_data=external_data)
     return {**step.found, "rms_relative": checked.rms_relative}
 
 

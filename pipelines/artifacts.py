@@ -10,7 +10,7 @@ from typing import Any
 from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError
 from pipelines.plan import PROGRAM, Candidate, ingredients
-from pipelines.quantizing import Learning, learn, needs, quantize
+from pipelines.quantizing import Base, Learning, learn, needs, quantize
 from pipelines.recipe_sections import Export
 from pipelines.trust import remember_engine
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
@@ -28,6 +28,7 @@ class Artifacts:
         ids: Identity of each, for the stages that read it.
         emulations: FP32 graphs that round as the half artifact of that ingredient does.
         errors: Why an ingredient could not be made.
+        made_from: What each int8 ONNX artifact was quantized from.
         passes: Records of the graph passes.
         precision: Records of the conversions to a lower precision.
         calibration: The stage that took the ranges, where one did.
@@ -39,6 +40,7 @@ class Artifacts:
     ids: dict[str, str] = field(default_factory=dict)
     emulations: dict[str, Artifact] = field(default_factory=dict)
     errors: dict[str, PlanishError] = field(default_factory=dict)
+    made_from: dict[str, Base] = field(default_factory=dict)
     passes: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)

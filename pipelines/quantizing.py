@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact
+from exporter.errors import RequestError
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 if TYPE_CHECKING:
@@ -53,6 +54,35 @@ class Learning:
         return {"original": self.original, "data": self.data, **self.settings}
 
 
+@dataclass(frozen=True)
+class Base:
+    """The FP32 graph that an int8 one was quantized from.
+
+    Attributes:
+        artifact: The graph: smoothed, where the form is.
+        id: Its identity, for the stages that read it.
+        table: The stage that took its ranges; ``None`` where the form needs none.
+        smoothing: The record of smoothing it; ``None`` where the form is a plain one.
+    """
+
+    artifact: Artifact
+    id: str
+    table: Made | None = None
+    smoothing: dict[str, Any] | None = None
+
+    @property
+    def table_path(self) -> str | None:
+        return None if self.table is None else str(self.table.folder / self.table.record["path"])
+
+    @property
+    def table_id(self) -> str | None:
+        return None if self.table is None else self.table.id
+
+    def recorded(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record of a form that was made from it."""
+        return record if self.smoothing is None else {**record, "smoothing": self.smoothing}
+
+
 def needs(ingredient: str) -> str | None:
     """The FP32 ingredient that an int8 one is made from; ``None`` where it is no int8 one."""
     if not ingredient.startswith(PREFIXES):
@@ -69,57 +99,63 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
         PlanishError: It cannot be made.
     """
     base_name = str(needs(ingredient))
-    base, base_id = artifacts.ready[base_name], artifacts.ids[base_name]
+    base = Base(artifacts.ready[base_name], artifacts.ids[base_name])
     if ingredient.startswith("pt2-"):
-        _program(shop, artifacts, ingredient, base, base_id, learning)
+        _program(shop, artifacts, ingredient, base.artifact, base.id, learning)
         return
-    beside = {"external_data": external_data}
-    smoothed = None
+    dynamic = ingredient.startswith("onnx-int8-dynamic")
     if "-smooth" in ingredient:
-        smoothed = _smooth(shop, artifacts, base, base_id, learning, external_data)
-        base = replace(base, path=smoothed.folder / smoothed.record["path"])
-        base_id = smoothed.id
-    if ingredient.startswith("onnx-int8-dynamic"):
+        base = _smooth(shop, artifacts, base, learning, external_data)
+        if dynamic and base.smoothing is not None and not base.smoothing["groups"]:  # the plain form beside it again
+            raise _not_smoothed(base.smoothing)
+    name, beside = ingredient.removeprefix("onnx-"), {"external_data": external_data}
+    if dynamic:
         made = shop.make(
-            ingredient.removeprefix("onnx-"),
-            f"Quantize for ONNX Runtime ({ingredient.removeprefix('onnx-int8-')})",
+            name,
+            f"Quantize for ONNX Runtime ({name.removeprefix('int8-')})",
             "pipelines.stages.quantize:dynamic",
-            {"artifact": base.to_dict(), **beside},
-            inputs={"artifact": base_id, **beside},
+            {"artifact": base.artifact.to_dict(), **beside},
+            inputs={"artifact": base.id, **beside},
             packages=ONNX,
         )
     else:
-        table = _table(shop, artifacts, base, base_id, learning)
-        target = "openvino-cpu"
-        how = {"target": target, "method": learning.method, **beside}
+        base = replace(base, table=_table(shop, artifacts, base, learning))
+        how = {"target": "openvino-cpu", "method": learning.method, **beside}
         made = shop.make(
-            ingredient.removeprefix("onnx-"),
-            f"Quantize for {target}",
+            name,
+            f"Quantize for {how['target']} ({name.removeprefix('int8-').removesuffix('-openvino')})",
             "pipelines.stages.quantize:static",
-            {"artifact": base.to_dict(), "table": str(table.folder / table.record["path"]), **how},
-            inputs={"artifact": base_id, "table": table.id, **how},
+            {"artifact": base.artifact.to_dict(), "table": base.table_path, **how},
+            inputs={"artifact": base.id, "table": base.table_id, **how},
             packages=ONNX,
         )
-    artifacts.put(ingredient, made, made.record["path"], base)
-    artifacts.precision[ingredient] = made.record["record"]
-    if smoothed is not None:
-        artifacts.precision[ingredient] = {**made.record["record"], "smoothing": smoothed.record["record"]}
+    artifacts.put(ingredient, made, made.record["path"], base.artifact)
+    artifacts.made_from[ingredient] = base
+    artifacts.precision[ingredient] = base.recorded(made.record["record"])
 
 
-def _smooth(
-    shop: Workshop, artifacts: Artifacts, base: Artifact, base_id: str, learning: Learning, external_data: str
-) -> Made:
-    """The FP32 graph with its activations smoothed."""
-    table = _table(shop, artifacts, base, base_id, learning)
+def _smooth(shop: Workshop, artifacts: Artifacts, base: Base, learning: Learning, external_data: str) -> Base:
+    """The FP32 graph with its activations smoothed; as it is, where nothing is worth it."""
+    learned = replace(base, table=_table(shop, artifacts, base, learning))
     how = {"alpha": None, "external_data": external_data}
-    return shop.make(
+    made = shop.make(
         "smooth",
         "Smooth activations",
         "pipelines.stages.quantize:smooth",
-        {"artifact": base.to_dict(), "table": str(table.folder / table.record["path"]), **learning.arguments, **how},
-        inputs={"artifact": base_id, "table": table.id, **how},
+        {"artifact": base.artifact.to_dict(), "table": learned.table_path, **learning.arguments, **how},
+        inputs={"artifact": base.id, "table": learned.table_id, **how},
         packages=ONNX,
     )
+    smoothing, path = made.record["record"], made.record["path"]
+    if path is None:
+        return replace(base, smoothing=smoothing)
+    return Base(replace(base.artifact, path=made.folder / path), made.id, smoothing=smoothing)
+
+
+def _not_smoothed(smoothing: dict[str, Any]) -> RequestError:
+    kept = smoothing["kept"]
+    why = f"{kept[0]['node']}: {kept[0]['why']}" if kept else "it has no matrix product with constant weights"
+    return RequestError("nothing in the graph is worth smoothing", why, "Leave this form out")
 
 
 def learn(
@@ -137,8 +173,10 @@ def learn(
     )
 
 
-def _table(shop: Workshop, artifacts: Artifacts, base: Artifact, base_id: str, learning: Learning) -> Made:
-    made = learn(shop, "calibrate", "Calibrate", "pipelines.stages.quantize:calibrate", base, base_id, learning)
+def _table(shop: Workshop, artifacts: Artifacts, base: Base, learning: Learning) -> Made:
+    function = "pipelines.stages.quantize:calibrate"
+    title = "Calibrate" if base.smoothing is None else "Calibrate, smoothed"
+    made = learn(shop, "calibrate", title, function, base.artifact, base.id, learning)
     if artifacts.calibration is None:  # the graph that comes first is the plain one
         artifacts.calibration = made
     return made

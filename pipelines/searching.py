@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from exporter.artifact import Artifact
 from exporter.errors import PlanishError
 from pipelines.artifacts import Artifacts
 from pipelines.judging import Bench, Judged, gate_settings, locate
-from pipelines.quantizing import Learning, needs
+from pipelines.quantizing import Base, Learning
 from pipelines.workshop import ONNX, Made
 
 SUFFIX = "-kept"
-SEARCHED = {"openvino-cpu": ("static",), "onnxruntime-cpu": ("dynamic", "dynamic-fused")}
+SEARCHED = {
+    "openvino-cpu": ("static-smooth", "static"),
+    "onnxruntime-cpu": ("dynamic", "dynamic-fused", "dynamic-smooth"),
+}
 """By target, the forms whose layers can be kept one by one."""
 
 
@@ -51,14 +53,12 @@ def _is_searched(judged: Judged) -> bool:
 def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learning, point: str | None) -> Judged | None:
     candidate, shop = judged.candidate, bench.shop
     variant = candidate.variant
-    base_name = str(needs(candidate.ingredient))
-    base, recorded = artifacts.ready[base_name], bench.recorded
-    table = artifacts.calibration if variant.form == "static" else None
+    base, recorded = artifacts.made_from[candidate.ingredient], bench.recorded
     settings = gate_settings(bench.recipe)
     how = {
         "form": variant.form,
         "target": variant.target,
-        "method": None if table is None else learning.method,
+        "method": None if base.table is None else learning.method,
         "external_data": bench.recipe.export.external_data,
         "settings": settings,
     }
@@ -69,8 +69,8 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
             f"Search what to keep of {variant.id}",
             "pipelines.stages.search:search_kept",
             {
-                "artifact": base.to_dict(),
-                "table": None if table is None else str(table.folder / table.record["path"]),
+                "artifact": base.artifact.to_dict(),
+                "table": base.table_path,
                 "recorded": str(recorded.folder),
                 "evaluation": bench.data,
                 "point": None if timed is None else str(timed),
@@ -79,8 +79,8 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
                 **learning.arguments,
             },
             inputs={
-                "artifact": artifacts.ids[base_name],
-                "table": None if table is None else table.id,
+                "artifact": base.id,
+                "table": base.table_id,
                 "recorded": recorded.id,
                 "point": point,
                 "learning": learning.identity,
@@ -97,14 +97,14 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
     return _put(artifacts, judged, made, base)
 
 
-def _put(artifacts: Artifacts, judged: Judged, made: Made, base: Artifact) -> Judged | None:
+def _put(artifacts: Artifacts, judged: Judged, made: Made, base: Base) -> Judged | None:
     """The form that was found; ``None`` where the gate passes with nothing kept after all, or no layer can be kept."""
     if not made.record["record"]["search"]["kept"]:
         artifacts.precision[judged.candidate.ingredient]["search"] = made.record["record"]["search"]
         return None
     candidate = judged.candidate
     ingredient = candidate.ingredient + SUFFIX
-    artifacts.put(ingredient, made, made.record["path"], base)
-    artifacts.precision[ingredient] = made.record["record"]
+    artifacts.put(ingredient, made, made.record["path"], base.artifact)
+    artifacts.precision[ingredient] = base.recorded(made.record["record"])
     variant = replace(candidate.variant, form=f"{candidate.variant.form}{SUFFIX}")
     return locate(replace(candidate, variant=variant, ingredient=ingredient), artifacts)

@@ -189,8 +189,8 @@ class OpenVinoCpu(Target):
     name = "openvino-cpu"
     consumes = "onnx"
     precisions = ("fp32", "bf16", "int8")
-    forms: ClassVar = {"int8": ("static", "static-bf16", "static-bf16-shaped")}
-    rare_forms: ClassVar = {"int8": ("static-shaped", "static-smooth")}
+    forms: ClassVar = {"int8": ("static-smooth", "static-smooth-bf16", "static-smooth-bf16-shaped")}
+    rare_forms: ClassVar = {"int8": ("static", "static-bf16", "static-smooth-shaped")}
 
     def availability(self, variant: Variant | None = None) -> Availability:
         found = installed_version("openvino")

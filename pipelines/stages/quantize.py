@@ -64,6 +64,9 @@ def smooth(arguments: dict[str, Any]) -> dict[str, Any]:
     Args:
         arguments: ``artifact`` (the FP32 graph), ``table`` of it, ``alpha`` (``None``: one per group of products),
             ``original``, ``data``, ``samples``, ``seed``, ``external_data``, ``folder``.
+
+    Returns:
+        ``path`` of the smoothed graph, null where nothing is worth smoothing; ``record``: what was done and left.
     """
     from calibration.smooth import smooth_file
     from calibration.table import load_table
@@ -78,7 +81,7 @@ def smooth(arguments: dict[str, Any]) -> dict[str, Any]:
         samples=islice(batches(arguments, open_rows(arguments))(), CHECKED_BATCHES),
         external_data=external_data(arguments),
     )
-    return {"path": SMOOTHED, "record": record}
+    return {"path": SMOOTHED if record["groups"] else None, "record": record}
 
 
 def static(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from pipelines.recipe import Recipe
 from tests.pipelines.jobs import export, manifest, planish, texts_file
 
 Folders = Callable[..., Path]
-DYNAMIC, STATIC = "onnxruntime-cpu-int8-dynamic", "openvino-cpu-int8-static"
+DYNAMIC, STATIC = "onnxruntime-cpu-int8-dynamic", "openvino-cpu-int8-static-smooth"
+PLAIN_STATIC = "openvino-cpu-int8-static"
 BOTH = ("targets=[onnxruntime-cpu, openvino-cpu]", "precisions=[fp32, int8]")
 
 
@@ -32,8 +33,9 @@ def test_forms_of_the_recipe() -> None:
     assert planned(forms="all") == usual | {
         "onnxruntime-cpu-int8-dynamic-fused",
         "onnxruntime-cpu-int8-dynamic-smooth",
-        "openvino-cpu-int8-static-shaped",
-        "openvino-cpu-int8-static-smooth",
+        PLAIN_STATIC,
+        f"{PLAIN_STATIC}-bf16",
+        f"{STATIC}-shaped",
         "inductor-cpu-int8-dynamic",
         "inductor-cpu-int8-static-smooth",
     }
@@ -48,8 +50,8 @@ def test_forms_of_the_recipe() -> None:
         ("onnxruntime-cpu", "dynamic-smooth", "onnx-int8-dynamic-smooth", "onnx-fp32"),
         ("openvino-cpu", "static", "onnx-int8-static-openvino", "onnx-fp32"),
         ("openvino-cpu", "static-bf16", "onnx-int8-static-openvino", "onnx-fp32"),
-        ("openvino-cpu", "static-bf16-shaped", "onnx-int8-static-openvino", "onnx-fp32"),
         ("openvino-cpu", "static-smooth", "onnx-int8-static-smooth-openvino", "onnx-fp32"),
+        ("openvino-cpu", "static-smooth-bf16-shaped", "onnx-int8-static-smooth-openvino", "onnx-fp32"),
         ("inductor-cpu", "static", "pt2-int8-static", "pt2-fp32"),
         ("inductor-cpu", "static-smooth", "pt2-int8-static-smooth", "pt2-fp32"),
     ],
@@ -90,7 +92,9 @@ def test_bundle_with_int8(model_folder: Folders, cache: Path, texts: Path, tmp_p
     assert {by_id[name]["files"][0] for name in opened_alike} == {f"variants/{STATIC}/model_int8.onnx"}
     assert set(precision) == {"onnx/model_int8.onnx", STATIC, *opened_alike}
     seen = {tensor for entry in precision[STATIC]["quantized"] for tensor in entry["activations"]}
-    assert seen < set(table.tensors)  # which has what other schemes need too
+    divided = {name for name in seen if name not in table.tensors}  # by an operator: tensors of the smoothed graph
+    assert len(divided) == precision[STATIC]["smoothing"]["inserted"]
+    assert seen - divided < set(table.tensors)  # which has what other schemes need too
     assert manifest(out)["recipe"]["calibration"]["data"] == "learn.jsonl"
     verified = planish("verify", out, "--no-latency", cache=cache)
     assert verified.returncode == 0, verified.stdout
@@ -113,7 +117,7 @@ def test_smoothed_forms(minilm: str, cache: Path, texts: Path, tmp_path: Path) -
     precision = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))
     parity = json.loads((out / "evidence" / "parity.json").read_text(encoding="utf-8"))
     table = load_table(out / "evidence" / "calibration.json")
-    for plain in (DYNAMIC, STATIC):
+    for plain in (DYNAMIC, PLAIN_STATIC):
         smooth = f"{plain}-smooth"
         assert by_id[smooth]["files"] == [f"variants/{smooth}/model_int8.onnx"]
         assert by_id[smooth]["executed"]["precision"] == "int8"
@@ -124,7 +128,7 @@ def test_smoothed_forms(minilm: str, cache: Path, texts: Path, tmp_path: Path) -
         assert on_samples(parity[smooth]) < 0.8 * on_samples(parity[plain])
     assert sum(by_id[f"{DYNAMIC}-smooth"]["executed"]["integer_kernels"].values()) == 36
     # The ranges are those of the smoothed graph, whose tensors have names of their own where an operator came.
-    seen = {tensor for entry in precision[f"{STATIC}-smooth"]["quantized"] for tensor in entry["activations"]}
+    seen = {tensor for entry in precision[STATIC]["quantized"] for tensor in entry["activations"]}
     assert seen - set(table.tensors)
 
 
