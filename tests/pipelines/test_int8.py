@@ -110,7 +110,7 @@ def on_samples(evidence: dict[str, Any]) -> float:
 def test_smoothed_forms(minilm: str, cache: Path, texts: Path, tmp_path: Path) -> None:
     """They run on integers, say what was smoothed, and are nearer to the original than the plain forms."""
     out = tmp_path / "out"
-    asked = (*BOTH, "forms=all", "calibration.samples=64")
+    asked = (*BOTH, "forms=all", "calibration.samples=64", "calibration.search=false")
     done = export(minilm, out, cache, *asked, options=["--data", texts])
     assert done.returncode == 0, done.stderr
     by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
@@ -222,7 +222,7 @@ def test_a_real_classifier_made_hostile_passes_with_few_layers_kept(shared: Path
     hostile = plant_outliers(shared / "models" / "minilm-sst2", tmp_path / "hostile", (1, 3), 4, 2000.0, scale=1.0)
     out = tmp_path / "out"
     data = ["--data", shared / "data" / "sst2" / "test.tsv", "--column", "text=0", "--column", "label=1"]
-    asked = ("precisions=[fp32, int8]", "threads=2", "quality.max_drop=0.5")
+    asked = ("precisions=[fp32, int8]", "quality.max_drop=0.5")
     done = export(hostile, out, cache, *asked, options=data)
     assert done.returncode == 0, done.stderr
     gates = json.loads((out / "evidence" / "quality.json").read_text(encoding="utf-8"))
