@@ -23,6 +23,7 @@ from pipelines.plan import PORTABLE_FILES
 from pipelines.select import Candidate as Selectable
 from pipelines.select import select
 from pipelines.stages import files as stage_files
+from pipelines.verification.latency_result import Rounds, read_rounds
 from pipelines.workshop import Made
 
 PACKAGES = (
@@ -64,19 +65,24 @@ def environment() -> dict[str, Any]:
 def selection(results: Results) -> dict[str, str | None]:
     """The variant for each operating point and overall."""
     passed = [
-        Selectable(
-            judged.candidate.variant,
-            judged.candidate.portable,
-            {
-                label: (point["speedup_low"], point["speedup_high"])
-                for label, point in judged.timing.get("points", {}).items()
-                if point["speedup_low"] is not None and point["speedup_high"] is not None
-            },
-        )
+        Selectable(judged.candidate.variant, judged.candidate.portable, _rounds(judged.timing))
         for judged in results.variants
         if judged.status[0] == "passed" and judged.runs_here
     ]
-    return select(passed, results.points)
+    race = results.race
+    timings = {**race.get("baselines", {}), **race.get("variants", {})}
+    baseline = _rounds(timings.get(race.get("baseline"), {}))
+    return select(passed, results.points, baseline, seed=results.recipe["seed"])
+
+
+def _rounds(timing: Mapping[str, Any]) -> dict[str, Rounds]:
+    return {label: read_rounds(point) for label, point in timing.get("points", {}).items()}
+
+
+def _points(timing: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A variant's figures at each point, without the rounds behind them, which the evidence has."""
+    points = timing.get("points", {})
+    return {label: {k: v for k, v in point.items() if k != "rounds_ms"} for label, point in points.items()}
 
 
 def bundle_files(results: Results, selected: Mapping[str, str | None]) -> tuple[Files, dict[str, tuple[str, ...]]]:
@@ -199,7 +205,7 @@ def _entry(judged: Judged, files: tuple[str, ...]) -> VariantEntry:
             "reason": reason,
             "gates": {name: _brief(gate) for name, gate in judged.gates.items()},
             "executed": judged.executed,
-            "points": {k: PointEntry.model_validate(v) for k, v in timing.get("points", {}).items()},
+            "points": {k: PointEntry.model_validate(v) for k, v in _points(timing).items()},
             "peak_rss_bytes": timing.get("peak_rss_bytes"),
             "energy_j": timing.get("energy_j"),
             "energy_reason": timing.get("energy_reason") or ("" if timing else "not timed"),
@@ -262,7 +268,7 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
         judged = by_id[entry["id"]]
         entry["gates"] = judged.gates
         entry["bytes"] = sum(sizes[name] for name in entry["files"] if name in sizes) or None
-        entry["points"] = judged.timing.get("points", {})
+        entry["points"] = _points(judged.timing)
     race = results.race
     limit = results.recipe["parity"]["samples"]
     return {
@@ -276,7 +282,9 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
             "evaluation": {**record["data"], "note": f"quality on all rows, parity on up to {limit} of them"},
             **_calibrated(results),
         },
-        "baselines": race.get("baselines", {}),
+        "baselines": {
+            name: {**timing, "points": _points(timing)} for name, timing in race.get("baselines", {}).items()
+        },
         "latency": {
             key: race[key]
             for key in ("baseline", "threads", "affinity", "rounds", "min_block_ms", "points", "seconds", "notes")

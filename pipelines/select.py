@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exporter.artifact import PRECISIONS, Variant
+from pipelines.verification.latency_result import Rounds, compare, geometric_mean
 
 OVERALL = "overall"
 
@@ -18,12 +18,12 @@ class Candidate:
     Attributes:
         variant: Which.
         portable: It runs wherever its runtime does (an engine does not).
-        speedups: Operating point to the interval (low, high) of its speed-up; all are against the same.
+        rounds: Operating point to the durations of each round.
     """
 
     variant: Variant
     portable: bool
-    speedups: Mapping[str, tuple[float, float]]
+    rounds: Mapping[str, Rounds] = field(default_factory=dict)
 
     @property
     def complexity(self) -> tuple[int, bool, bool, str]:
@@ -36,38 +36,44 @@ class Candidate:
         )
 
 
-def select(candidates: Sequence[Candidate], points: Sequence[str]) -> dict[str, str | None]:
+def select(
+    candidates: Sequence[Candidate], points: Sequence[str], baseline: Mapping[str, Rounds], *, seed: int = 0
+) -> dict[str, str | None]:
     """Choose a variant for each operating point and one overall.
 
-    At a point the best lower bound of the speed-up wins; overall it is the best geometric mean of lower bounds. Where
-    another candidate's interval overlaps the winner's, the simpler of them is chosen.
+    At a point the best lower bound of the speed-up over the baseline leads; overall, that of the geometric mean of each
+    round's durations over the points. The simplest is chosen of the leader and those that are not certainly slower: the
+    interval of the ratio between the two, in the rounds that they shared, includes 1. (Their speed-ups may overlap all
+    the same: what disturbs the baseline widens the intervals of all, and tells nothing about any two of them.)
 
     Args:
-        candidates: Passed variants only.
+        candidates: Passed variants only, of equally simple ones the simpler first.
         points: Operating points, as ``1x32``. Without any timing the simplest candidate is chosen.
+        baseline: Operating point to the baseline's durations; empty where there is none.
+        seed: Of the bootstrap.
 
     Returns:
         ``"overall"`` and each point to a variant's id, or ``None`` where there is no candidate.
     """
-    chosen: dict[str, str | None] = {}
-    for point in points:
-        timed = [(c, c.speedups[point]) for c in candidates if point in c.speedups]
-        chosen[point] = _best(timed) if timed else _simplest(candidates)
-    means = [(c, _geometric(c, points)) for c in candidates if points and all(p in c.speedups for p in points)]
-    overall = _best(means) if means else _simplest(candidates)
-    return {OVERALL: overall, **chosen}
+    chosen = {point: _best(candidates, [point], baseline, seed) for point in points}
+    return {OVERALL: _best(candidates, points, baseline, seed), **chosen}
 
 
-def _best(timed: Sequence[tuple[Candidate, tuple[float, float]]]) -> str:
-    best_low = max(low for _, (low, _) in timed)
-    level = [candidate for candidate, (_, high) in timed if high >= best_low]
-    return min(level, key=lambda candidate: candidate.complexity).variant.id
+def _best(
+    candidates: Sequence[Candidate], points: Sequence[str], baseline: Mapping[str, Rounds], seed: int
+) -> str | None:
+    def at(rounds: Mapping[str, Rounds]) -> Rounds:
+        return geometric_mean([rounds.get(point, {}) for point in points])
 
+    reference = at(baseline)
+    speedups = [(c, compare(reference, at(c.rounds), reference, seed=seed)) for c in candidates]
+    timed = [(candidate, speedup.low) for candidate, speedup in speedups if speedup is not None]
+    if not timed:
+        return min(candidates, key=lambda c: c.complexity).variant.id if candidates else None
+    leader = max(timed, key=lambda entry: entry[1])[0]
 
-def _simplest(candidates: Sequence[Candidate]) -> str | None:
-    return min(candidates, key=lambda c: c.complexity).variant.id if candidates else None
+    def is_slower(candidate: Candidate) -> bool:
+        lead = compare(at(candidate.rounds), at(leader.rounds), reference, seed=seed)
+        return lead is not None and lead.low > 1
 
-
-def _geometric(candidate: Candidate, points: Sequence[str]) -> tuple[float, float]:
-    lows, highs = zip(*(candidate.speedups[point] for point in points), strict=True)
-    return math.exp(sum(map(math.log, lows)) / len(lows)), math.exp(sum(map(math.log, highs)) / len(highs))
+    return min((c for c, _ in timed if c is leader or not is_slower(c)), key=lambda c: c.complexity).variant.id

@@ -55,7 +55,7 @@ def render_table(report: Mapping[str, Any], console: Console) -> None:
     if any(v.status != "skipped" for v in view.variants):
         console.print(_table(view, console))
         if view.timed:
-            legend = "* marks what was selected: of intervals that overlap, the simpler variant."
+            legend = "* marks what was selected: the fastest, or a simpler variant that is as fast."
             line((f"Speed-ups over {view.reference_label}; {legend}", "dim"))
     _explain(view, line)
     if view.ok:

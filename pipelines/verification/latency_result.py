@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from pipelines.verification.statistics import Ratio, paired_ratio, ratio_through
 
 RoundKey = tuple[int, int]
 """Group and round: two durations are a pair when they have the same one."""
+Rounds = Mapping[RoundKey, float]
+"""The duration of each round's block, a median in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class PointTiming:
         speedup_vs_best_pytorch: Against the fastest of the PyTorch baselines at this point.
         best_pytorch: Which one that was.
         energy_j: Joules of the processor packages per run, or ``None`` (the worker says why).
+        rounds: What the ratios rest on.
     """
 
     p50_ms: float
@@ -37,6 +41,7 @@ class PointTiming:
     speedup_vs_best_pytorch: Ratio | None
     best_pytorch: str | None
     energy_j: float | None
+    rounds: Rounds = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -47,6 +52,7 @@ class PointTiming:
             "runs": self.runs,
             "best_pytorch": self.best_pytorch,
             "energy_j": self.energy_j,
+            "rounds_ms": [[*key, duration] for key, duration in sorted(self.rounds.items())],
         }
         for name, ratio in (("speedup", self.speedup), ("speedup_vs_best_pytorch", self.speedup_vs_best_pytorch)):
             data[name] = ratio.value if ratio else None
@@ -183,7 +189,31 @@ def time_point(
         speedup_vs_best_pytorch=None if best is None else _ratio(samples, best, name, label, baseline, seed),
         best_pytorch=best,
         energy_j=float(np.mean(energies)) if energies else None,
+        rounds=mine.medians_ms[label],
     )
+
+
+def read_rounds(point: Mapping[str, Any]) -> Rounds:
+    """The rounds of a point as `PointTiming.to_dict` writes it."""
+    return {(int(group), int(number)): float(duration) for group, number, duration in point["rounds_ms"]}
+
+
+def geometric_mean(points: Sequence[Rounds]) -> Rounds:
+    """Of several points, for each round that visited all of them."""
+    keys = set.intersection(*(set(rounds) for rounds in points)) if points else set()
+    return {key: math.exp(sum(math.log(rounds[key]) for rounds in points) / len(points)) for key in sorted(keys)}
+
+
+def compare(reference: Rounds, other: Rounds, baseline: Rounds, *, seed: int) -> Ratio | None:
+    """How many times faster `other` is than `reference`: paired where they met, else through the baseline.
+
+    Returns:
+        ``None`` where neither is possible.
+    """
+    if (met := _pairs(reference, other)) is not None:
+        return paired_ratio(*met, seed=seed)
+    here, there = _pairs(baseline, other), _pairs(baseline, reference)
+    return None if here is None or there is None else ratio_through(*here, *there, seed=seed)
 
 
 def _best(samples: dict[str, Samples], label: str, baseline: str, best_of: Sequence[str], seed: int) -> str | None:
@@ -195,17 +225,12 @@ def _best(samples: dict[str, Samples], label: str, baseline: str, best_of: Seque
 def _ratio(
     samples: dict[str, Samples], reference: str, name: str, label: str, baseline: str, seed: int
 ) -> Ratio | None:
-    """How many times faster `name` is than `reference`: paired where they met, else through the baseline."""
-    met = _pairs(samples, reference, name, label)
-    if met is not None:
-        return paired_ratio(*met, seed=seed)
-    here, there = _pairs(samples, baseline, name, label), _pairs(samples, baseline, reference, label)
-    return None if here is None or there is None else ratio_through(*here, *there, seed=seed)
+    def rounds(of: str) -> Rounds:
+        return samples[of].medians_ms.get(label, {}) if of in samples else {}
+
+    return compare(rounds(reference), rounds(name), rounds(baseline), seed=seed)
 
 
-def _pairs(samples: dict[str, Samples], first: str, second: str, label: str) -> tuple[list[float], list[float]] | None:
-    if first not in samples or second not in samples:
-        return None
-    one, two = samples[first].medians_ms.get(label, {}), samples[second].medians_ms.get(label, {})
-    keys = sorted(set(one) & set(two))
-    return ([one[key] for key in keys], [two[key] for key in keys]) if keys else None
+def _pairs(first: Rounds, second: Rounds) -> tuple[list[float], list[float]] | None:
+    keys = sorted(set(first) & set(second))
+    return ([first[key] for key in keys], [second[key] for key in keys]) if keys else None
