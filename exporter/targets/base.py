@@ -45,6 +45,11 @@ class Binding(ABC):
         """The outputs of the last `run` by name; each supports DLPack and stays on the session's device."""
 
 
+def host_outputs(binding: Binding) -> dict[str, Array]:
+    """Copies of the outputs of a binding's last run, as host arrays."""
+    return {name: np.array(np.from_dlpack(value)) for name, value in binding.outputs().items()}
+
+
 class Session(ABC):
     """An opened artifact.
 
@@ -69,13 +74,18 @@ class Session(ABC):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Host arrays in, host arrays out: bind, run once, copy the outputs."""
-        binding = self.bind(inputs)
+        arrays = check_inputs(inputs, self.artifact.signature, self.artifact.contract)
+        binding = self._bind_once(arrays)
         binding.run()
-        return {name: np.array(np.from_dlpack(value)) for name, value in binding.outputs().items()}
+        return host_outputs(binding)
 
     @abstractmethod
     def _bind(self, arrays: dict[str, Array]) -> Binding:
         """Bind checked, C-contiguous host arrays."""
+
+    def _bind_once(self, arrays: dict[str, Array]) -> Binding:
+        """The same for a single run, where a session would prepare itself for what is bound to run often."""
+        return self._bind(arrays)
 
     @abstractmethod
     def executed(self) -> dict[str, Any]:

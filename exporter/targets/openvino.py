@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,10 @@ import numpy as np
 
 from exporter.artifact import Artifact, Variant
 from exporter.errors import InternalError, RequestError, first_line, missing_package
+from exporter.onnx_files import external_data_name
 from exporter.targets.base import Array, Availability, Binding, Session, Target, output_shapes, register_target
 from exporter.targets.packages import installed_version
+from exporter.targets.shape_cache import ShapeCache
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What the arithmetic between the quantized products is pinned to, by precision."""
@@ -28,8 +30,9 @@ RUNS_AS = {"fp32": frozenset({"f32"}), "bf16": frozenset({"bf16"}), "int8": froz
 BETWEEN_BF16, SHAPED = "bf16", "shaped"
 """What a form of int8 may have at its end: BF16 between the integer products, and a model compiled for each shape. The
 file is that of the form without them."""
-MOST_SHAPES = 4
-"""Shapes that a shaped session holds a compiled model for; the one that was used longest ago goes first."""
+MOST_SHAPES, MOST_SHAPED_BYTES = 4, 1_000_000_000
+"""Shapes that a shaped session holds a compiled model for: fewer where the file is so large that they would together
+be larger, as each model has its own weights."""
 SMALL_SECONDS = 0.005
 """Of a run shorter than this a shaped session looks whether one thread is faster: handing work over takes time too."""
 # The operators whose precision decides what a variant may be called: they do the arithmetic.
@@ -89,7 +92,7 @@ class OpenVinoSession(Session):
         except RuntimeError as error:
             raise RequestError("OpenVINO cannot open the model", artifact.path, first_line(error)) from error
         self._precision = precision
-        self._shaped: OrderedDict[tuple[Any, ...], Any] | None = OrderedDict() if shaped else None
+        self._shaped: ShapeCache[Any] | None = ShapeCache(_most_shapes(artifact.path)) if shaped else None
         self._layers = layer_precisions(self._model)
         wanted, found = RUNS_AS[precision], set(self._layers)
         # Of a Q/DQ graph OpenVINO fuses what it can; where that was nothing `executed` tells it.
@@ -99,30 +102,30 @@ class OpenVinoSession(Session):
             )
 
     def _bind(self, arrays: dict[str, Array]) -> OpenVinoBinding:
-        return OpenVinoBinding(self._model_for(arrays).create_infer_request(), self.artifact, arrays)
+        model = self._model
+        if self._shaped is not None:
+            model = self._shaped.get(_shapes_of(arrays), lambda: self._fixed(arrays))
+        return OpenVinoBinding(model.create_infer_request(), self.artifact, arrays)
 
-    def _model_for(self, arrays: dict[str, Array]) -> Any:
-        """The compiled model: of a shaped session the one for these shapes, in which no shape is computed any more."""
-        if self._shaped is None:
-            return self._model
+    def _bind_once(self, arrays: dict[str, Array]) -> OpenVinoBinding:
+        model = None
+        if self._shaped is not None:
+            model = self._shaped.find(_shapes_of(arrays), lambda: self._fixed(arrays))
+        return OpenVinoBinding((model or self._model).create_infer_request(), self.artifact, arrays)
+
+    def _fixed(self, arrays: dict[str, Array]) -> Any:
+        """The model compiled for the shapes of these arrays: it computes none any more."""
+        import openvino
+
         shapes = {name: list(array.shape) for name, array in arrays.items()}
-        key = tuple((name, *shape) for name, shape in sorted(shapes.items()))
-        if key not in self._shaped:
-            import openvino
-
-            fixed = self._source.clone()
-            try:
-                fixed.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
-                self._shaped[key] = self._fastest(fixed, arrays)
-            except RuntimeError as error:
-                raise RequestError(
-                    "OpenVINO cannot compile the model for a shape", shapes, first_line(error)
-                ) from error
-            self._layers = layer_precisions(self._shaped[key])
-            while len(self._shaped) > MOST_SHAPES:
-                self._shaped.popitem(last=False)
-        self._shaped.move_to_end(key)
-        return self._shaped[key]
+        fixed = self._source.clone()
+        try:
+            fixed.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
+            made = self._fastest(fixed, arrays)
+        except RuntimeError as error:
+            raise RequestError("OpenVINO cannot compile the model for a shape", shapes, first_line(error)) from error
+        self._layers = layer_precisions(made)
+        return made
 
     def _fastest(self, model: Any, arrays: dict[str, Array]) -> Any:
         """A model compiled for all threads or, where that runs a small one faster, for one."""
@@ -163,6 +166,16 @@ class OpenVinoSession(Session):
         if self._precision == "int8":  # what its record keeps in FP32 is meant to be there
             return "int8" if RUNS_AS["int8"] & set(self._layers) else "fp32"
         return self._precision if set(self._layers) == RUNS_AS[self._precision] else "mixed"
+
+
+def _shapes_of(arrays: dict[str, Array]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, array.shape) for name, array in sorted(arrays.items()))
+
+
+def _most_shapes(path: Path) -> int:
+    data = path.with_name(external_data_name(path))
+    size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+    return max(1, min(MOST_SHAPES, MOST_SHAPED_BYTES // max(1, size)))
 
 
 def layer_precisions(model: Any) -> Counter[str]:

@@ -9,6 +9,7 @@ import pytest
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
 from exporter.errors import EnvironmentLackError, InternalError, RequestError
 from exporter.targets import check_inputs, get_target, targets
+from exporter.targets.base import host_outputs
 
 TOKENS = TensorSpec("ids", "int64", ("batch", "sequence"))
 MASK = TensorSpec("mask", "int64", ("batch", "sequence"))
@@ -210,7 +211,7 @@ def test_a_graph_without_integers_is_not_told_to_be_int8(product: Artifact) -> N
         assert session.executed()["precision"] == "fp32"
 
 
-def test_a_shaped_session_compiles_for_each_shape_and_forgets_the_oldest(
+def test_a_shaped_session_compiles_for_what_is_bound_and_for_what_comes_often(
     product: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.targets import openvino
@@ -220,11 +221,27 @@ def test_a_shaped_session_compiles_for_each_shape_and_forgets_the_oldest(
     assert (free.executed()["shapes"], fixed.executed()["shapes"]) == ("free", "fixed")
     draw = np.random.default_rng(0)
     inputs = {rows: {"x": draw.standard_normal((rows, 64)).astype(np.float32)} for rows in (1, 2, 3, 4)}
-    monkeypatch.setattr(openvino, "MOST_SHAPES", 3)
-    for rows in (1, 2, 3, 4, 2, 1):
-        np.testing.assert_allclose(fixed.run(inputs[rows])["y"], free.run(inputs[rows])["y"], rtol=1e-5)
     assert fixed._shaped is not None
-    assert [key[0][1] for key in fixed._shaped] == [4, 2, 1]
+    fixed._shaped.most = 2
+
+    def held() -> list[int]:
+        assert fixed._shaped is not None
+        return [dict(shapes)["x"][0] for shapes in fixed._shaped.held]
+
+    def run(rows: int) -> None:
+        np.testing.assert_allclose(fixed.run(inputs[rows])["y"], free.run(inputs[rows])["y"], rtol=1e-5)
+
+    for rows in (1, 2, 3, 4, 1):
+        run(rows)
+    assert held() == [2, 1]
+    binding = fixed.bind(inputs[3])
+    binding.run()
+    np.testing.assert_allclose(host_outputs(binding)["y"], free.run(inputs[3])["y"], rtol=1e-5)
+    assert held() == [1, 3]
+    monkeypatch.setattr(fixed._shaped, "_patience", 2)
+    for rows in (4, 4, 2, 2):
+        run(rows)
+    assert held() == [3, 4]  # the second change wants four
     long = {"x": np.zeros((5, 64), np.float32)}
     with pytest.raises(RequestError, match="out of range"):
         fixed.run(long)
