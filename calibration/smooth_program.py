@@ -18,7 +18,7 @@ from calibration.factors import (
     smoothing_record,
 )
 from calibration.quantize.products import Kept
-from exporter.errors import InternalError, RequestError
+from exporter.errors import InternalError, NotApplicableError, RequestError
 from exporter.passes.base import FUSED_RMS
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def smooth_program(
         if not record["groups"]:
             kept = record["kept"]
             why = f"{kept[0]['node']}: {kept[0]['why']}" if kept else "it has no linear layer with constant weights"
-            raise RequestError("nothing in the program can be smoothed", why, "Leave this form out")
+            raise NotApplicableError("nothing in the program can be smoothed", why, "Leave this form out")
         module.graph.eliminate_dead_code()
         module.graph.lint()
         module.recompile()

@@ -44,6 +44,10 @@ class RequestError(PlanishError):
     exit_status = 2
 
 
+class NotApplicableError(RequestError):
+    """What was asked for does not apply to this model, such as a form in which nothing would change (exit status 2)."""
+
+
 class EnvironmentLackError(PlanishError):
     """The environment lacks something: a package, hardware, disk space (exit status 3)."""
 

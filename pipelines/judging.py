@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifact import Artifact, Variant
-from exporter.errors import PlanishError
+from exporter.errors import NotApplicableError, PlanishError
 from exporter.onnx_files import external_data_name
 from pipelines.artifacts import Artifacts, variant_dict
 from pipelines.baselines import EAGER, ONNX_SOURCE, PYTORCH, baselines_of, reference_of
@@ -81,6 +81,9 @@ def locate(candidate: Candidate, artifacts: Artifacts) -> Judged:
         artifact = Artifact(engine["files"][0], "aoti", like.signature, like.contract)
         return Judged(candidate, artifact, engine["files"], engine["id"], frozenset([engine["digest"]]))
     if error := artifacts.errors.get(variant.id) or artifacts.errors.get(candidate.ingredient):
+        if isinstance(error, NotApplicableError):
+            gate = skipped(str(error))
+            return Judged(candidate, gates={"parity": gate, "quality": gate})
         failed = {"verdict": "failed", "reason": str(error)}
         return Judged(candidate, gates={"parity": failed, "quality": skipped("there is nothing to run")})
     artifact_ready = artifacts.ready.get(candidate.ingredient)

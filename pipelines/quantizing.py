@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact
-from exporter.errors import RequestError
+from exporter.errors import NotApplicableError
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 if TYPE_CHECKING:
@@ -152,10 +152,10 @@ def _smooth(shop: Workshop, artifacts: Artifacts, base: Base, learning: Learning
     return Base(replace(base.artifact, path=made.folder / path), made.id, smoothing=smoothing)
 
 
-def _not_smoothed(smoothing: dict[str, Any]) -> RequestError:
+def _not_smoothed(smoothing: dict[str, Any]) -> NotApplicableError:
     kept = smoothing["kept"]
     why = f"{kept[0]['node']}: {kept[0]['why']}" if kept else "it has no matrix product with constant weights"
-    return RequestError("nothing in the graph is worth smoothing", why, "Leave this form out")
+    return NotApplicableError("nothing in the graph is worth smoothing", why, "Leave this form out")
 
 
 def learn(

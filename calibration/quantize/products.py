@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.errors import RequestError
+from exporter.errors import NotApplicableError, RequestError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,11 +73,11 @@ def refuse_nothing(quantized: Sequence[object], kept: Sequence[Kept], path: Path
     """Refuse a form in which no product is quantized: it would be the FP32 graph under another name.
 
     Raises:
-        RequestError: Says why the first product was kept.
+        NotApplicableError: Says why the first product was kept.
     """
     if not quantized:
         why = f"{kept[0].node}: {kept[0].why}" if kept else "it has no matrix product with constant weights"
-        raise RequestError("nothing in the graph can be quantized", f"{path.name}: {why}", "Leave int8 out")
+        raise NotApplicableError("nothing in the graph can be quantized", f"{path.name}: {why}", "Leave int8 out")
 
 
 def refuse_unknown(model: ir.Model, keep: Iterable[str]) -> None:

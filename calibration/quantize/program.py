@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.artifact import Artifact
-from exporter.errors import RequestError, missing_package
+from exporter.errors import NotApplicableError, RequestError, missing_package
 
 Form = Literal["static", "static-smooth", "dynamic"]
 
@@ -75,7 +75,7 @@ def quantize_program(
         converted = convert_pt2e(prepared)
         quantized = sum("dequantize_per_channel" in str(node.target) for node in converted.graph.nodes)
         if not quantized:
-            raise RequestError("the model has no layer that can be quantized", artifact.path, "Leave int8 out")
+            raise NotApplicableError("the model has no layer that can be quantized", artifact.path, "Leave int8 out")
         again = torch.export.export(
             converted, (), dict(example), dynamic_shapes=dynamic_shapes(artifact.signature), strict=False
         )

@@ -8,17 +8,17 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 256
-"""How often a shape has to come before it may take the place of another: making things takes as long as many runs."""
+PATIENCE = 64
+"""How often a shape has to come before something is made for it: making things takes as long as many runs."""
 REMEMBERED = 1024
 
 
 class ShapeCache(Generic[T]):
     """Holds what was made for up to `most` shapes.
 
-    The first shapes are served as they come. When all places are taken, a shape that comes `PATIENCE` times takes the
-    place of the one that came longest ago, and with each such change the next has to come twice as often: where shapes
-    are many, little time is lost with making things for them.
+    A shape that comes `PATIENCE` times gets a place. When all are taken, it takes that of the one that came longest
+    ago, and with each such change the next has to come twice as often: where shapes are many, little time is lost with
+    making things for them.
 
     Args:
         most: Places, at least one.
@@ -42,11 +42,12 @@ class ShapeCache(Generic[T]):
 
     def find(self, shape: Hashable, make: Callable[[], T]) -> T | None:
         """What is held for a shape, made where the shape is worth it; else ``None``."""
-        if shape in self.held or len(self.held) < self.most:
+        if shape in self.held:
             return self.get(shape, make)
         came = self._came.pop(shape, 0) + 1
         if came >= self._patience:
-            self._patience *= 2
+            if len(self.held) >= self.most:
+                self._patience *= 2
             return self.get(shape, make)
         self._came[shape] = came
         if len(self._came) > REMEMBERED:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from calibration.quantize.dynamic import quantize_dynamic
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
-from exporter.errors import RequestError
+from exporter.errors import NotApplicableError, RequestError
 from exporter.targets import get_target
 from exporter.targets.onnxruntime import kernels_that_run
 
@@ -84,7 +84,7 @@ def test_unknown_node_to_keep(encoder: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_to_quantize(encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="nothing in the graph can be quantized"):
+    with pytest.raises(NotApplicableError, match="nothing in the graph can be quantized"):
         quantize_dynamic(encoder, tmp_path / "a.onnx", keep=LINEAR)
 
 

@@ -5,15 +5,18 @@ import itertools
 from exporter.targets.shape_cache import PATIENCE, ShapeCache
 
 
-def test_the_first_shapes_are_served_and_a_frequent_one_takes_a_place() -> None:
-    cache: ShapeCache[str] = ShapeCache(2)
-    assert cache.find("a", lambda: "made for a") == "made for a"
-    assert cache.find("b", lambda: "made for b") == "made for b"
+def test_a_frequent_shape_gets_a_place_and_later_that_of_another() -> None:
+    cache: ShapeCache[str] = ShapeCache(1)
     for _ in range(PATIENCE - 1):
+        assert cache.find("a", lambda: "made for a") is None
+        assert cache.find("b", lambda: "made for b") is None
+    assert cache.find("a", lambda: "made for a") == "made for a"
+    assert cache.find("a", lambda: "made again") == "made for a"
+    assert cache.find("b", lambda: "made for b") == "made for b"
+    assert list(cache.held) == ["b"]
+    for _ in range(2 * PATIENCE - 1):
         assert cache.find("c", lambda: "made for c") is None
-        assert cache.find("a", lambda: "made again") == "made for a"
     assert cache.find("c", lambda: "made for c") == "made for c"
-    assert list(cache.held) == ["a", "c"]
 
 
 def test_many_shapes_cost_little() -> None:
