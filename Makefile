@@ -20,6 +20,7 @@ DATA ?=
 RECIPE ?=
 ARGS ?=
 NAME = $(shell $(BIN)/planish name $(MODEL) 2>/dev/null)
+PEERS ?=
 BUNDLE ?= $(if $(OUT),$(OUT),bundles/$(NAME))
 
 .DEFAULT_GOAL := help
@@ -43,8 +44,8 @@ export: $(STAMP) ## Run the main job: MODEL=… to a verified bundle
 verify: $(STAMP) ## Check a bundle again on this machine: BUNDLE=…
 	$(BIN)/planish verify $(BUNDLE) $(ARGS)
 
-bench: $(STAMP) ## Measure a bundle's latency: BUNDLE=…
-	$(BIN)/planish bench $(BUNDLE) $(ARGS)
+bench: $(STAMP) ## Measure a bundle's latency: BUNDLE=…; with PEERS=1 beside other tools, into benchmarks/results
+	$(BIN)/$(if $(PEERS),python benchmarks/baselines.py,planish bench) $(BUNDLE) $(ARGS)
 
 engine: $(STAMP) ## Build the compiled engines that fit this machine: MODEL=…
 	$(BIN)/planish export $(MODEL) $(if $(TASK),--task $(TASK)) --set 'targets=[onnxruntime-cpu, inductor-cpu, inductor-cuda, tensorrt, tensorrt-rtx]' \

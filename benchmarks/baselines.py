@@ -265,10 +265,11 @@ def render(document: dict[str, Any]) -> str:
     if PEER_INT8 in timed:
         peer = timed[PEER_INT8]["points"]
         rows = [
-            [name, *(f"{peer[p]['p50_ms'] / worker['points'][p]['p50_ms']:.2f}" for p in latency["points"])]
+            [name, *(_directly(peer[p], worker["points"][p], latency["seed"]) for p in latency["points"])]
             for name, worker in timed.items()
+            if name != PEER_INT8
         ]
-        title = f"## Speed-up over `{PEER_INT8}` of the bundle's portable graph, by medians of this run"
+        title = f"## Speed-up over `{PEER_INT8}` of the bundle's portable graph"
         lines += ["", title, "", *_table(["session", *latency["points"]], rows)]
     errors = document["rms_relative_error"]
     rows = [
@@ -291,6 +292,15 @@ def _ratio(point: dict[str, Any], key: str) -> str:
     if point[key] is None:
         return "–"
     return f"{point[key]:.2f} [{point[f'{key}_low']:.2f}, {point[f'{key}_high']:.2f}]"
+
+
+def _directly(reference: dict[str, Any], point: dict[str, Any], seed: int) -> str:
+    """One session over another in the rounds that they shared."""
+    from pipelines.verification import latency_result
+
+    first, second = latency_result.read_rounds(reference), latency_result.read_rounds(point)
+    ratio = latency_result.compare(first, second, first, seed=seed)
+    return "–" if ratio is None else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

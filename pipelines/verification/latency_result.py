@@ -52,7 +52,7 @@ class PointTiming:
             "runs": self.runs,
             "best_pytorch": self.best_pytorch,
             "energy_j": self.energy_j,
-            "rounds_ms": [[*key, duration] for key, duration in sorted(self.rounds.items())],
+            "rounds_ms": {f"{group}.{number}": ms for (group, number), ms in sorted(self.rounds.items())},
         }
         for name, ratio in (("speedup", self.speedup), ("speedup_vs_best_pytorch", self.speedup_vs_best_pytorch)):
             data[name] = ratio.value if ratio else None
@@ -195,7 +195,11 @@ def time_point(
 
 def read_rounds(point: Mapping[str, Any]) -> Rounds:
     """The rounds of a point as `PointTiming.to_dict` writes it."""
-    return {(int(group), int(number)): float(duration) for group, number, duration in point["rounds_ms"]}
+    found: dict[RoundKey, float] = {}
+    for name, duration in point["rounds_ms"].items():
+        group, _, number = name.partition(".")
+        found[int(group), int(number)] = float(duration)
+    return found
 
 
 def geometric_mean(points: Sequence[Rounds]) -> Rounds:
