@@ -83,7 +83,7 @@ class TensorRt(NvidiaTarget):
     consumes = "onnx"
     portable = False
     packages = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
-    install = "pip install tensorrt, with NVIDIA's package index (docs/targets.md)"
+    install = "`pip install tensorrt`, from NVIDIA's package index (docs/targets.md)"
 
 
 @register_target

@@ -95,6 +95,11 @@ class ReportView:
         return [v for v in self.variants if any(v.speed(name).value is not None for name in v.points)]
 
     @cached_property
+    def tried(self) -> list[VariantView]:
+        """Variants that were not skipped."""
+        return [v for v in self.variants if v.status != "skipped"]
+
+    @cached_property
     def skipped(self) -> list[tuple[str, list[VariantView]]]:
         """Skipped variants grouped by reason."""
         groups: dict[str, list[VariantView]] = {}
@@ -141,8 +146,7 @@ class ReportView:
     @cached_property
     def closest(self) -> VariantView | None:
         """Where nothing was selected: the variant that came closest to passing."""
-        tried = [v for v in self.variants if v.status != "skipped"]
-        if self.routes or not tried:
+        if self.routes or not self.tried:
             return None
 
         def distance(variant: VariantView) -> tuple[int, float, float]:
@@ -150,7 +154,7 @@ class ReportView:
             excess = max(1.0, share) if share is not None else math.inf
             return (STATUSES.index(variant.status), excess, -(variant.overall or 0.0))
 
-        return min(tried, key=distance)
+        return min(self.tried, key=distance)
 
     @cached_property
     def latency_rows(self) -> list[tuple[str, list[TimedRow]]]:
