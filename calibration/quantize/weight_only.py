@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "com.microsoft"
 ACCURACY_LEVEL = 4
-"""How `MatMulNBits` computes: 4 rounds the activations of each block to int8 as well, 1 restores the weights to FP32."""
+"""How `MatMulNBits` computes: 4 rounds activations to int8 inside, a step per block; 1 restores the weights to FP32."""
 
 
 def quantize_weight_only(
