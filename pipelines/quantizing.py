@@ -112,7 +112,7 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
             raise _not_smoothed(base.smoothing)
     name, beside = ingredient.removeprefix("onnx-"), {"external_data": external_data}
     if ingredient in WEIGHTS:
-        how = {"precision": WEIGHTS[ingredient], **beside}
+        how: dict[str, Any] = {"precision": WEIGHTS[ingredient], **beside}
         made = shop.make(
             name,
             f"Quantize for ONNX Runtime ({how['precision']} weights)",
