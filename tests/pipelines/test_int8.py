@@ -253,6 +253,24 @@ def test_a_search_keeps_the_planted_layer_and_the_report_shows_why(
 
 
 @pytest.mark.slow
+def test_a_search_for_int4_keeps_the_planted_layer(
+    model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+) -> None:
+    """Weights ten thousand times smaller than those in their block become zeros."""
+    planted = plant_outliers(model_folder("bert"), tmp_path / "planted", (0,), 1, 1e4)
+    out, kept = tmp_path / "out", f"{INT4}-kept"
+    done = export(planted, out, cache, "precisions=[fp32, int4]", f"require=[{kept}]", options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    assert by_id[INT4]["status"] == "failed"
+    assert by_id[kept]["files"] == [f"variants/{kept}/model_int4.onnx"]
+    assert by_id[kept]["executed"]["integer_weights"] == {"MatMulNBits, 4 bits": 11}
+    record = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))[kept]
+    found = [(entry["node"].partition("layer.0.")[2], entry["rule"]) for entry in record["kept"]]
+    assert found == [("attention.output.dense/MatMul", "sensitivity")]
+
+
+@pytest.mark.slow
 def test_without_a_search_nothing_more_is_made(model_folder: Folders, cache: Path, texts: Path, tmp_path: Path) -> None:
     hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
     out = tmp_path / "out"
