@@ -4,7 +4,7 @@
 >>> get_task("sentiment-analysis").name
 'text-classification'
 >>> get_target("onnxruntime-cpu").precisions
-('fp32', 'int8')
+('fp32', 'int8', 'int4')
 """
 
 from __future__ import annotations

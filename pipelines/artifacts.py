@@ -28,7 +28,7 @@ class Artifacts:
         ids: Identity of each, for the stages that read it.
         emulations: FP32 graphs that round as the half artifact of that ingredient does.
         errors: Why an ingredient could not be made.
-        made_from: What each int8 ONNX artifact was quantized from.
+        made_from: What each quantized ONNX artifact was quantized from.
         passes: Records of the graph passes.
         precision: Records of the conversions to a lower precision.
         calibration: The stage that took the ranges, where one did.

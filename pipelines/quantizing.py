@@ -1,4 +1,4 @@
-"""Making a run's int8 artifacts: one calibration, and from it the forms that the targets take."""
+"""Making a run's int8 and int4 artifacts: one calibration, and from it the forms that the targets take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pipelines.artifacts import Artifacts
     from pipelines.recipe_sections import Calibration
 
-PREFIXES = ("onnx-int8-", "pt2-int8-")
+PREFIXES = ("onnx-int8-", "pt2-int8-", "onnx-int4")
+WEIGHTS = {"onnx-int8-weights": "int8", "onnx-int4": "int4"}
+"""The ingredients of which the weights alone are quantized, and their precision."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Base:
-    """The FP32 graph that an int8 one was quantized from.
+    """The FP32 graph that a quantized one was made from.
 
     Attributes:
         artifact: The graph: smoothed, where the form is.
@@ -84,7 +86,7 @@ class Base:
 
 
 def needs(ingredient: str) -> str | None:
-    """The FP32 ingredient that an int8 one is made from; ``None`` where it is no int8 one."""
+    """The FP32 ingredient that a quantized one is made from; ``None`` where it is no quantized one."""
     if not ingredient.startswith(PREFIXES):
         return None
     if ingredient.startswith("pt2-"):
@@ -93,7 +95,7 @@ def needs(ingredient: str) -> str | None:
 
 
 def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Learning, external_data: str) -> None:
-    """Make one int8 ingredient from what is ready.
+    """Make one quantized ingredient from what is ready.
 
     Raises:
         PlanishError: It cannot be made.
@@ -109,7 +111,17 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
         if dynamic and base.smoothing is not None and not base.smoothing["groups"]:  # the plain form beside it again
             raise _not_smoothed(base.smoothing)
     name, beside = ingredient.removeprefix("onnx-"), {"external_data": external_data}
-    if dynamic:
+    if ingredient in WEIGHTS:
+        how: dict[str, Any] = {"precision": WEIGHTS[ingredient], **beside}
+        made = shop.make(
+            name,
+            f"Quantize for ONNX Runtime ({how['precision']} weights)",
+            "pipelines.stages.quantize:weight_only",
+            {"artifact": base.artifact.to_dict(), **how},
+            inputs={"artifact": base.id, **how},
+            packages=ONNX,
+        )
+    elif dynamic:
         made = shop.make(
             name,
             f"Quantize for ONNX Runtime ({name.removeprefix('int8-')})",

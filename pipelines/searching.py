@@ -1,4 +1,4 @@
-"""Where an int8 form fails its quality gate: one more form, with the fewest layers in FP32 that let it pass."""
+"""Where a quantized form fails its quality gate: one more form, with the fewest layers in FP32 that let it pass."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pipelines.quantizing import Base, Learning
 from pipelines.workshop import ONNX, Made
 
 SUFFIX = "-kept"
-SEARCHED = {
-    "openvino-cpu": ("static-smooth", "static"),
-    "onnxruntime-cpu": ("dynamic", "dynamic-fused", "dynamic-smooth"),
+SEARCHED: dict[tuple[str, str], tuple[str | None, ...]] = {
+    ("openvino-cpu", "int8"): ("static-smooth", "static"),
+    ("onnxruntime-cpu", "int8"): ("dynamic", "dynamic-fused", "dynamic-smooth", "weights"),
+    ("onnxruntime-cpu", "int4"): (None,),
 }
-"""By target, the forms whose layers can be kept one by one."""
+"""By target and precision, the forms whose layers can be kept one by one."""
 
 
 def kept_forms(
@@ -43,8 +44,7 @@ def _is_searched(judged: Judged) -> bool:
     variant = judged.candidate.variant
     return (
         judged.runs_here
-        and variant.precision == "int8"
-        and variant.form in SEARCHED.get(variant.target, ())
+        and variant.form in SEARCHED.get((variant.target, variant.precision), ())
         and judged.gates["parity"]["verdict"] == "passed"
         and judged.gates["quality"]["verdict"] == "failed"
     )
@@ -56,6 +56,7 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
     base, recorded = artifacts.made_from[candidate.ingredient], bench.recorded
     settings = gate_settings(bench.recipe)
     how = {
+        "precision": variant.precision,
         "form": variant.form,
         "target": variant.target,
         "method": None if base.table is None else learning.method,
@@ -106,5 +107,5 @@ def _put(artifacts: Artifacts, judged: Judged, made: Made, base: Base) -> Judged
     ingredient = candidate.ingredient + SUFFIX
     artifacts.put(ingredient, made, made.record["path"], base.artifact)
     artifacts.precision[ingredient] = base.recorded(made.record["record"])
-    variant = replace(candidate.variant, form=f"{candidate.variant.form}{SUFFIX}")
+    variant = replace(candidate.variant, form=f"{candidate.variant.form or ''}{SUFFIX}".lstrip("-"))
     return locate(replace(candidate, variant=variant, ingredient=ingredient), artifacts)

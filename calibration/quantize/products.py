@@ -77,7 +77,7 @@ def refuse_nothing(quantized: Sequence[object], kept: Sequence[Kept], path: Path
     """
     if not quantized:
         why = f"{kept[0].node}: {kept[0].why}" if kept else "it has no matrix product with constant weights"
-        raise NotApplicableError("nothing in the graph can be quantized", f"{path.name}: {why}", "Leave int8 out")
+        raise NotApplicableError("nothing in the graph can be quantized", f"{path.name}: {why}", "Leave this form out")
 
 
 def refuse_unknown(model: ir.Model, keep: Iterable[str]) -> None:

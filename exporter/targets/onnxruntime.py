@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from exporter.targets.base import Array, Availability, Binding, Session, Target,
 from exporter.targets.packages import installed_version
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -26,6 +28,10 @@ INTEGER_KERNELS = frozenset(
     }
 )
 """Operators whose arithmetic is on integers."""
+INTEGER_WEIGHTS = "MatMulNBits"
+"""The operator whose weights are integers of the bits that it says; how it computes is up to its accuracy level."""
+QUANTIZED = {"int8": 8, "int4": 4}
+"""Bits per weight of the precisions whose integers the runtime is asked about."""
 
 
 class OnnxRuntimeBinding(Binding):
@@ -85,11 +91,19 @@ class OnnxRuntimeSession(Session):
             "provider": self._session.get_providers()[0],
             "precision": self._precision,
         }
-        if self._precision != "int8":
+        if self._precision not in QUANTIZED:
             return ran
-        kernels = kernels_that_run(self.artifact.path)
+        nodes = nodes_that_run(self.artifact.path)
+        kernels = Counter(node.op_type for node in nodes)
         integer = {name: count for name, count in sorted(kernels.items()) if name in INTEGER_KERNELS}
-        return {**ran, "precision": "int8" if integer else "fp32", "integer_kernels": integer}
+        weights = _weight_bits(nodes)
+        found = {"int8": bool(integer or weights[QUANTIZED["int8"]]), "int4": bool(weights[QUANTIZED["int4"]])}
+        return {
+            **ran,
+            "precision": self._precision if found[self._precision] else "fp32",
+            "integer_kernels": integer,
+            "integer_weights": {f"{INTEGER_WEIGHTS}, {bits} bits": count for bits, count in sorted(weights.items())},
+        }
 
 
 def open_cpu_session(
@@ -128,6 +142,11 @@ def open_cpu_session(
 
 def kernels_that_run(path: Path) -> Counter[str]:
     """How many of which operators are left when ONNX Runtime has optimized a model: what really runs."""
+    return Counter(node.op_type for node in nodes_that_run(path))
+
+
+def nodes_that_run(path: Path) -> list[onnx.NodeProto]:
+    """The nodes that are left when ONNX Runtime has optimized a model."""
     import onnx
     import onnxruntime as ort
 
@@ -136,8 +155,13 @@ def kernels_that_run(path: Path) -> Counter[str]:
         options.log_severity_level = 3
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         ort.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
-        graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
-        return Counter(node.op_type for node in graph.node)
+        return list(onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node)
+
+
+def _weight_bits(nodes: Sequence[onnx.NodeProto]) -> Counter[int]:
+    """How many products have weights of how many bits."""
+    found = [node for node in nodes if node.op_type == INTEGER_WEIGHTS]
+    return Counter(entry.i for node in found for entry in node.attribute if entry.name == "bits")
 
 
 @register_target
@@ -146,9 +170,9 @@ class OnnxRuntimeCpu(Target):
 
     name = "onnxruntime-cpu"
     consumes = "onnx"
-    precisions = ("fp32", "int8")
+    precisions = ("fp32", "int8", "int4")
     forms: ClassVar = {"fp32": (None, "fused"), "int8": ("dynamic",)}
-    rare_forms: ClassVar = {"int8": ("dynamic-fused", "dynamic-smooth")}
+    rare_forms: ClassVar = {"int8": ("dynamic-fused", "dynamic-smooth", "weights")}
 
     def availability(self, variant: Variant | None = None) -> Availability:
         found = installed_version(*PACKAGES)

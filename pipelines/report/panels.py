@@ -296,7 +296,7 @@ def _layer_row(layer: Mapping[str, Any], scale: charts.Scale) -> Row:
 def _search_note(search: Mapping[str, Any], layers: int, kept: int) -> str:
     steps, runs = listing(search, "steps"), number(dig(search, "runs"))
     first = number(dig(steps[0], "drop")) if steps else None
-    before = "" if first is None else f" All in int8 it was {significant(first)} behind."
+    before = "" if first is None else f" All quantized it was {significant(first)} behind."
     tried = "" if runs is None else f" {runs:g} forms were made and run."
     if not dig(search, "passed"):
         closest = min((number(dig(step, "drop")) or 0.0 for step in steps), default=None)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from exporter.targets.base import Session
 
+INTEGERS = ("int8", "int4")
+"""The precisions of which a session may find that none of it runs."""
+
 
 def check(arguments: dict[str, Any]) -> dict[str, Any]:
     """Open a variant and judge it.
@@ -55,9 +58,9 @@ def as_asked(parity: dict[str, Any], executed: Mapping[str, Any], precision: str
 
     Of the floating-point precisions each session sees for itself that no other runs.
     """
-    if precision != "int8" or executed["precision"] == "int8":
+    if precision not in INTEGERS or executed["precision"] == precision:
         return parity
-    told = f"it was asked for in int8, and its runtime computes in {executed['precision']}: no product is fused"
+    told = f"it was asked for in {precision}, and its runtime computes in {executed['precision']}: no product is fused"
     return {**parity, "verdict": "failed", "reason": told}
 
 

@@ -1,4 +1,4 @@
-"""Stages: calibration, and the int8 forms that are made from it."""
+"""Stages: calibration, and the int8 and int4 forms."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ BATCH_SIZE = 8
 CHUNK_ROWS = 512
 """Rows that are encoded together: sorted by length within, so that padding stays short, and forgotten afterwards."""
 INT8 = "model_int8.onnx"
+INT4 = "model_int4.onnx"
+WEIGHT_BITS = {"int8": 8, "int4": 4}
 SMOOTHED = "model_smooth.onnx"
 CHECKED_BATCHES = 4
 PROGRAM = "model.pt2"
@@ -127,6 +129,27 @@ def write_dynamic(arguments: Mapping[str, Any], path: Path, keep: Collection[str
 
     artifact = Artifact.from_dict(arguments["artifact"])
     return quantize_dynamic(artifact.path, path, keep=keep, external_data=external_data(arguments))
+
+
+def weight_only(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Quantize the weights of products alone.
+
+    Args:
+        arguments: ``artifact`` (an FP32 graph), ``precision`` (``int8`` or ``int4``), ``external_data``, ``folder``.
+    """
+    report_progress("quantizing")
+    precision = arguments["precision"]
+    path = INT4 if precision == "int4" else INT8
+    record = write_weight_only(arguments, Path(arguments["folder"]) / path)
+    return {"path": path, "record": {"precision": precision, **record}}
+
+
+def write_weight_only(arguments: Mapping[str, Any], path: Path, keep: Collection[str] = ()) -> dict[str, Any]:
+    """Write the form that `weight_only` makes to `path`, but for the nodes to `keep` in FP32; returns its record."""
+    from calibration.quantize.weight_only import quantize_weight_only
+
+    artifact, bits = Artifact.from_dict(arguments["artifact"]), WEIGHT_BITS[arguments["precision"]]
+    return quantize_weight_only(artifact.path, path, bits=bits, keep=keep, external_data=external_data(arguments))
 
 
 def program(arguments: dict[str, Any]) -> dict[str, Any]:

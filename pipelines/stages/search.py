@@ -1,4 +1,4 @@
-"""Stage: the fewest layers of an int8 form to keep in FP32, such that its quality gate passes."""
+"""Stage: the fewest layers of a quantized form to keep in FP32, such that its quality gate passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from calibration.sensitivity import Judgement, Layer, search
 from exporter.artifact import Artifact, Variant
 from pipelines.processes import report_progress
 from pipelines.stages.check import check_quality
-from pipelines.stages.quantize import INT8, batches, open_rows, write_dynamic, write_static
+from pipelines.stages.quantize import INT4, INT8, batches, open_rows, write_dynamic, write_static, write_weight_only
 
 if TYPE_CHECKING:
     from exporter.targets.base import Session
@@ -32,8 +32,8 @@ def search_kept(arguments: dict[str, Any]) -> dict[str, Any]:
     """Search, and leave the form that was found.
 
     Args:
-        arguments: ``artifact`` (the FP32 graph), ``form`` (``static`` or ``dynamic``), ``target`` (whose scheme and
-            session), ``table`` and ``method`` (null for dynamic forms), ``external_data``; of calibration ``original``,
+        arguments: ``artifact`` (the FP32 graph), ``precision``, ``form``, ``target`` (whose scheme and session),
+            ``table`` and ``method`` (null where none is learned from), ``external_data``; of calibration ``original``,
             ``data``, ``samples``, ``seed``; of the gate ``recorded``, ``evaluation`` (its data), ``settings``;
             ``point`` (the inputs to time with, or null), ``threads``, ``folder``.
 
@@ -51,15 +51,14 @@ def search_kept(arguments: dict[str, Any]) -> dict[str, Any]:
             on_line=report_progress,
         )
     made = Path(arguments["folder"])
-    record = trials.quantize(made / INT8, found.kept)
+    record = trials.quantize(made / trials.file, found.kept)
     told = {cost.layer.name: cost for cost in found.costs}
     for entry in record["kept"]:
         if (cost := told.get(entry["node"])) is not None and cost.kept:
             entry["rule"] = "sensitivity"
-            entry["why"] = (
-                f"{cost.cost:.0%} of what all layers cost: output error {cost.error:.2g} with it alone in int8"
-            )
-    return {"path": INT8, "record": {"precision": "int8", **record, "search": found.to_dict()}}
+            alone = f"output error {cost.error:.2g} with it alone in {trials.precision}"
+            entry["why"] = f"{cost.cost:.0%} of what all layers cost: {alone}"
+    return {"path": trials.file, "record": {"precision": trials.precision, **record, "search": found.to_dict()}}
 
 
 class _Trials:
@@ -68,6 +67,8 @@ class _Trials:
     def __init__(self, arguments: dict[str, Any], scratch: Path) -> None:
         self.arguments = arguments
         self.scratch = scratch
+        self.precision = arguments["precision"]
+        self.file = INT4 if self.precision == "int4" else INT8
         self.base = Artifact.from_dict(arguments["artifact"])
         self.numbers = itertools.count()
         given = batches(arguments, open_rows(arguments))
@@ -78,7 +79,7 @@ class _Trials:
 
     def layers(self) -> list[Layer]:
         """What the plain form quantizes."""
-        path = self.scratch / "plain" / INT8
+        path = self.scratch / "plain" / self.file
         path.parent.mkdir()
         record = self.quantize(path, ())
         shutil.rmtree(path.parent)
@@ -96,16 +97,18 @@ class _Trials:
     def make(self, keep: Collection[str]) -> Artifact:
         folder = self.scratch / str(next(self.numbers))
         folder.mkdir()
-        self.quantize(folder / INT8, keep)
-        return replace(self.base, path=folder / INT8)
+        self.quantize(folder / self.file, keep)
+        return replace(self.base, path=folder / self.file)
 
     def quantize(self, path: Path, keep: Collection[str]) -> dict[str, Any]:
+        if self.arguments["form"] in (None, "weights"):
+            return write_weight_only(self.arguments, path, keep)
         write = write_dynamic if self.arguments["table"] is None else write_static
         return write(self.arguments, path, keep)
 
     def error(self, artifact: Artifact) -> float:
         """RMS relative error of the outputs on the calibration batches, the worst output's."""
-        session = self._open(artifact, "int8")
+        session = self._open(artifact, self.precision)
         apart = dict.fromkeys(self.expected[0], 0.0)
         size = dict(apart)
         for inputs, expected in zip(self.inputs, self.expected, strict=True):
@@ -120,8 +123,8 @@ class _Trials:
     def judge(self, artifact: Artifact) -> Judgement:
         """The quality gate, as it judges the form in the end."""
         asked = self.arguments
-        session = self._open(artifact, "int8")
-        rows = {**asked, "data": asked["evaluation"], "precision": "int8"}
+        session = self._open(artifact, self.precision)
+        rows = {**asked, "data": asked["evaluation"]}
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             record = check_quality(
                 session, Path(asked["recorded"]), Path(folder), rows, artifact.signature, artifact.contract
@@ -133,7 +136,7 @@ class _Trials:
         """The median of some runs in this process: enough to rank layers, no figure to publish."""
         from pipelines.verification.worker import load_inputs
 
-        session = self._open(artifact, "int8")
+        session = self._open(artifact, self.precision)
         binding = session.bind(load_inputs(Path(self.arguments["point"])))
         binding.run()
         times: list[float] = []
@@ -148,7 +151,7 @@ class _Trials:
     def _open(self, artifact: Artifact, precision: str) -> Session:
         from exporter.targets import get_target
 
-        variant = Variant(self.arguments["target"], precision, self.arguments["form"] if precision == "int8" else None)
+        variant = Variant(self.arguments["target"], precision, None if precision == "fp32" else self.arguments["form"])
         return get_target(variant.target).open(artifact, variant, threads=int(self.arguments["threads"]))
 
     def _close(self, session: Session) -> None:

@@ -15,24 +15,27 @@ from exporter.targets import get_target
 from pipelines.plan import candidates
 from pipelines.quantizing import needs
 from pipelines.recipe import Recipe
+from pipelines.stages.check import as_asked
 from tests.pipelines.jobs import export, manifest, planish, texts_file
 
 Folders = Callable[..., Path]
 DYNAMIC, STATIC = "onnxruntime-cpu-int8-dynamic", "openvino-cpu-int8-static-smooth"
 PLAIN_STATIC = "openvino-cpu-int8-static"
+WEIGHTS, INT4 = "onnxruntime-cpu-int8-weights", "onnxruntime-cpu-int4"
 BOTH = ("targets=[onnxruntime-cpu, openvino-cpu]", "precisions=[fp32, int8]")
 
 
 def test_forms_of_the_recipe() -> None:
     def planned(**fields: object) -> set[str]:
         recipe = Recipe(source="a", targets=["onnxruntime-cpu", "openvino-cpu", "inductor-cpu"], **fields)
-        return {c.variant.id for c in candidates(recipe, traceable=True) if c.variant.precision == "int8"}
+        return {c.variant.id for c in candidates(recipe, traceable=True) if c.variant.precision in ("int8", "int4")}
 
     usual = {DYNAMIC, STATIC, f"{STATIC}-bf16", f"{STATIC}-bf16-shaped", "inductor-cpu-int8-static"}
     assert planned() == usual
     assert planned(forms="all") == usual | {
         "onnxruntime-cpu-int8-dynamic-fused",
         "onnxruntime-cpu-int8-dynamic-smooth",
+        WEIGHTS,
         PLAIN_STATIC,
         f"{PLAIN_STATIC}-bf16",
         f"{STATIC}-shaped",
@@ -40,11 +43,13 @@ def test_forms_of_the_recipe() -> None:
         "inductor-cpu-int8-static-smooth",
     }
     assert planned(precisions=["fp32"]) == set()
+    assert planned(precisions=["fp32", "int4"]) == planned(precisions=["fp32", "int4"], forms="all") == {INT4}
 
 
 @pytest.mark.parametrize(
     ("target", "form", "ingredient", "base"),
     [
+        ("onnxruntime-cpu", "weights", "onnx-int8-weights", "onnx-fp32"),
         ("onnxruntime-cpu", "dynamic", "onnx-int8-dynamic", "onnx-fp32"),
         ("onnxruntime-cpu", "dynamic-fused", "onnx-int8-dynamic-fused", "onnx-fp32-fused"),
         ("onnxruntime-cpu", "dynamic-smooth", "onnx-int8-dynamic-smooth", "onnx-fp32"),
@@ -60,6 +65,21 @@ def test_what_a_form_is_made_from(target: str, form: str, ingredient: str, base:
     assert get_target(target).ingredient(Variant(target, "int8", form)) == ingredient
     assert needs(ingredient) == base
     assert needs(base) is None
+
+
+def test_what_int4_is_made_from() -> None:
+    assert get_target("onnxruntime-cpu").ingredient(Variant("onnxruntime-cpu", "int4")) == "onnx-int4"
+    assert needs("onnx-int4") == "onnx-fp32"
+
+
+def test_a_form_whose_runtime_ran_no_integers_fails() -> None:
+    passed = {"verdict": "passed", "reason": "it is near"}
+    for precision in ("int8", "int4"):
+        assert as_asked(passed, {"precision": precision}, precision) == passed
+        failed = as_asked(passed, {"precision": "fp32"}, precision)
+        assert failed["verdict"] == "failed"
+        assert f"asked for in {precision}" in failed["reason"]
+    assert as_asked(passed, {"precision": "fp32"}, "fp32") == passed
 
 
 def test_without_the_quantizer_the_form_is_skipped_and_engines_still_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +116,31 @@ def test_bundle_with_int8(model_folder: Folders, cache: Path, texts: Path, tmp_p
     assert len(divided) == precision[STATIC]["smoothing"]["inserted"]
     assert seen - divided < set(table.tensors)  # which has what other schemes need too
     assert manifest(out)["recipe"]["calibration"]["data"] == "learn.jsonl"
+    verified = planish("verify", out, "--no-latency", cache=cache)
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
+def test_bundle_with_weights_alone_quantized(model_folder: Folders, cache: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("precisions=[fp32, int8, int4]", "forms=all", "calibration.search=false", "calibration.samples=8")
+    done = export(model_folder("bert"), out, cache, *asked, options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    precision = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))
+    for name, ran, bits in ((WEIGHTS, "int8", 8), (INT4, "int4", 4)):
+        assert by_id[name]["files"] == [f"variants/{name}/model_{ran}.onnx"]
+        assert by_id[name]["executed"]["precision"] == ran
+        assert by_id[name]["executed"]["integer_weights"] == {f"MatMulNBits, {bits} bits": 12}
+        assert by_id[name]["executed"]["integer_kernels"] == {}
+        assert by_id[name]["gates"]["parity"]["verdict"] == "passed"
+        told = precision[name]
+        assert (told["precision"], told["form"], told["bits"], told["block_size"]) == (ran, "weights", bits, 32)
+        assert len(told["quantized"]) == 12
+    assert by_id[WEIGHTS]["status"] == "passed"
+    assert not by_id[DYNAMIC]["executed"]["integer_weights"]
+    size = {name: (out / by_id[name]["files"][0]).stat().st_size for name in ("onnxruntime-cpu-fp32", WEIGHTS, INT4)}
+    assert size[INT4] < size[WEIGHTS] < size["onnxruntime-cpu-fp32"]
     verified = planish("verify", out, "--no-latency", cache=cache)
     assert verified.returncode == 0, verified.stdout
 
@@ -205,6 +250,24 @@ def test_a_search_keeps_the_planted_layer_and_the_report_shows_why(
         assert all(name in page for name in found["kept"])
         rules = {kept["node"]: kept["rule"] for kept in precision[f"{plain}-kept"]["kept"]}
         assert {name for name, rule in rules.items() if rule == "sensitivity"} == set(found["kept"])
+
+
+@pytest.mark.slow
+def test_a_search_for_int4_keeps_the_planted_layer(
+    model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+) -> None:
+    """Weights ten thousand times smaller than those in their block become zeros."""
+    planted = plant_outliers(model_folder("bert"), tmp_path / "planted", (0,), 1, 1e4)
+    out, kept = tmp_path / "out", f"{INT4}-kept"
+    done = export(planted, out, cache, "precisions=[fp32, int4]", f"require=[{kept}]", options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    assert by_id[INT4]["status"] == "failed"
+    assert by_id[kept]["files"] == [f"variants/{kept}/model_int4.onnx"]
+    assert by_id[kept]["executed"]["integer_weights"] == {"MatMulNBits, 4 bits": 11}
+    record = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))[kept]
+    found = [(entry["node"].partition("layer.0.")[2], entry["rule"]) for entry in record["kept"]]
+    assert found == [("attention.output.dense/MatMul", "sensitivity")]
 
 
 @pytest.mark.slow

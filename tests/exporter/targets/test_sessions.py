@@ -205,9 +205,14 @@ def test_an_unknown_target_lists_the_known_ones() -> None:
         get_target("onnxruntime-tpu")
 
 
-def test_a_graph_without_integers_is_not_told_to_be_int8(product: Artifact) -> None:
-    for target, form in (("openvino-cpu", "static"), ("onnxruntime-cpu", "dynamic")):
-        session = get_target(target).open(product, Variant(target, "int8", form), threads=1)
+def test_a_graph_without_integers_is_not_told_to_be_int8_or_int4(product: Artifact) -> None:
+    for target, precision, form in (
+        ("openvino-cpu", "int8", "static"),
+        ("onnxruntime-cpu", "int8", "dynamic"),
+        ("onnxruntime-cpu", "int8", "weights"),
+        ("onnxruntime-cpu", "int4", None),
+    ):
+        session = get_target(target).open(product, Variant(target, precision, form), threads=1)
         assert session.executed()["precision"] == "fp32"
 
 
