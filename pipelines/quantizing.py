@@ -27,6 +27,7 @@ class Learning:
         identity: What identifies both, and how many rows are drawn by which seed.
         settings: ``samples`` and ``seed``.
         method: How ranges are chosen; ``None`` takes what suits each target.
+        tables: Whether embedding tables are stored as int8 where the target takes them so.
     """
 
     original: dict[str, Any]
@@ -34,6 +35,7 @@ class Learning:
     identity: dict[str, Any]
     settings: dict[str, Any]
     method: str | None
+    tables: bool
 
     @classmethod
     def of(
@@ -47,7 +49,7 @@ class Learning:
     ) -> Learning:
         settings = {"samples": asked.samples, "seed": seed}
         identity = {"original": dict(original_id), "data": dict(data_id), **settings}
-        return cls(original, data, identity, settings, asked.method)
+        return cls(original, data, identity, settings, asked.method, asked.tables)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -108,7 +110,8 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
         base = _smooth(shop, artifacts, base, learning, external_data)
         if dynamic and base.smoothing is not None and not base.smoothing["groups"]:  # the plain form beside it again
             raise _not_smoothed(base.smoothing)
-    name, beside = ingredient.removeprefix("onnx-"), {"external_data": external_data}
+    name = ingredient.removeprefix("onnx-")
+    beside: dict[str, Any] = {"tables": learning.tables, "external_data": external_data}
     if dynamic:
         made = shop.make(
             name,
