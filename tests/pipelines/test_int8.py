@@ -135,7 +135,7 @@ def test_smoothed_forms(minilm: str, cache: Path, texts: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_embedding_tables_in_int8(cache: Path, texts: Path, tmp_path: Path) -> None:
-    """A quarter of the bytes, in every form that reads them, unless the recipe says no; and it is still int8 that runs."""
+    """A quarter of the bytes in every form that reads them, unless the recipe says no; and int8 is still what runs."""
     model = make_model("bert", tmp_path / "bert", changes={"type_vocab_size": 8192})  # 1 MiB of the file in one table
     found: dict[bool, dict[str, Any]] = {}
     for asked in (True, False):
