@@ -29,6 +29,7 @@ class Learning:
         identity: What identifies both, and how many rows are drawn by which seed.
         settings: ``samples`` and ``seed``.
         method: How ranges are chosen; ``None`` takes what suits each target.
+        tables: Whether embedding tables are stored as int8 where the target takes them so.
     """
 
     original: dict[str, Any]
@@ -36,6 +37,7 @@ class Learning:
     identity: dict[str, Any]
     settings: dict[str, Any]
     method: str | None
+    tables: bool
 
     @classmethod
     def of(
@@ -49,7 +51,7 @@ class Learning:
     ) -> Learning:
         settings = {"samples": asked.samples, "seed": seed}
         identity = {"original": dict(original_id), "data": dict(data_id), **settings}
-        return cls(original, data, identity, settings, asked.method)
+        return cls(original, data, identity, settings, asked.method, asked.tables)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -110,9 +112,10 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
         base = _smooth(shop, artifacts, base, learning, external_data)
         if dynamic and base.smoothing is not None and not base.smoothing["groups"]:  # the plain form beside it again
             raise _not_smoothed(base.smoothing)
-    name, beside = ingredient.removeprefix("onnx-"), {"external_data": external_data}
+    name = ingredient.removeprefix("onnx-")
+    beside: dict[str, Any] = {"tables": learning.tables, "external_data": external_data}
     if ingredient in WEIGHTS:
-        how: dict[str, Any] = {"precision": WEIGHTS[ingredient], **beside}
+        how: dict[str, Any] = {"precision": WEIGHTS[ingredient], "external_data": external_data}
         made = shop.make(
             name,
             f"Quantize for ONNX Runtime ({how['precision']} weights)",

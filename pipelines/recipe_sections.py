@@ -156,6 +156,7 @@ class Calibration(Section):
         split: Split of a `datasets` folder.
         samples: Rows drawn at most, spread over the lengths of the data by the recipe's `seed`.
         method: How a range is chosen from what was seen; `None` takes what suits each target.
+        tables: Store large embedding tables as int8 too, with a step per row, in forms of ONNX Runtime and OpenVINO.
         search: Where a form fails its quality gate, look for the fewest layers to keep in FP32 such that it passes.
         sha256: As in `Data`.
     """
@@ -165,6 +166,7 @@ class Calibration(Section):
     split: Name | None = None
     samples: Count = 256
     method: Literal["minmax", "percentile", "entropy", "mse"] | None = None
+    tables: Bool = True
     search: Bool = True
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 

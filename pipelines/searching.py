@@ -60,6 +60,7 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
         "form": variant.form,
         "target": variant.target,
         "method": None if base.table is None else learning.method,
+        "tables": learning.tables,
         "external_data": bench.recipe.export.external_data,
         "settings": settings,
     }

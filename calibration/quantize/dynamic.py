@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.quantize.products import Kept, products, refuse_nothing, refuse_unknown, save_quantized
+from calibration.quantize.tables import quantize_tables
 from calibration.quantize.weights import quantize_weight
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def quantize_dynamic(
     path_out: Path,
     *,
     per_channel: bool = True,
+    tables: bool = True,
     keep: Collection[str] = (),
     external_data: bool | None = None,
 ) -> dict[str, Any]:
@@ -34,11 +36,12 @@ def quantize_dynamic(
         path_in: The FP32 graph.
         path_out: Where the quantized graph goes.
         per_channel: A step per output channel of a weight; else one for the whole weight.
+        tables: Store large embedding tables as int8 too (`calibration.quantize.tables`).
         keep: Names of nodes that stay in FP32.
         external_data: As `exporter.onnx_files.save_model` has it.
 
     Returns:
-        The record: ``quantized`` (node, weight error) and ``kept`` (and why).
+        The record: ``quantized`` (node, weight error), ``tables`` and ``kept`` (and why).
 
     Raises:
         RequestError: Nothing could be quantized, or `keep` names no node of the graph.
@@ -62,12 +65,14 @@ def quantize_dynamic(
             error = _quantize(model, node, made, per_channel)
             quantized.append({"node": name, "op": node.op_type, "weight_rms_relative": error})
     refuse_nothing(quantized, kept, path_in)
+    stored, floats = quantize_tables(model, keep=keep) if tables else ([], [])
     save_quantized(model, path_out, external_data)
     return {
         "form": "dynamic",
         "per_channel": per_channel,
         "quantized": quantized,
-        "kept": [asdict(entry) for entry in kept],
+        "tables": stored,
+        "kept": [asdict(entry) for entry in (*kept, *floats)],
     }
 
 

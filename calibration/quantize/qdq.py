@@ -23,6 +23,7 @@ from calibration.quantize.products import (
     save_quantized,
     weight_of,
 )
+from calibration.quantize.tables import quantize_tables
 from calibration.quantize.weights import quantize_weight
 from calibration.table import CalibrationTable
 
@@ -41,17 +42,19 @@ class Scheme:
         method: How ranges are chosen (`calibration.observers.choose_range`).
         attention: Quantize products of two activations (scores, and probabilities by values) too.
         bias_correction: Take the mean error of the weights' rounding off the bias that follows.
+        tables: Store large embedding tables as int8 too (`calibration.quantize.tables`).
     """
 
     activations: Literal["uint8", "int8"] = "uint8"
     method: Method = "minmax"
     attention: bool = True
     bias_correction: bool = True
+    tables: bool = False
 
 
 SCHEMES = {
     # Attention itself stays as it is: OpenVINO fuses it whole, and is slower where its products are quantized.
-    "openvino-cpu": Scheme("uint8", "mse", attention=False),
+    "openvino-cpu": Scheme("uint8", "mse", attention=False, tables=True),
     "tensorrt": Scheme("int8", "mse", attention=True),
 }
 
@@ -76,7 +79,8 @@ def quantize_static(
         external_data: As `exporter.onnx_files.save_model` has it.
 
     Returns:
-        The record: the scheme, ``quantized`` (node, weight error, ranges of the activations), ``kept`` (and why).
+        The record: the scheme, ``quantized`` (node, weight error, ranges of the activations), ``tables``, and ``kept``
+        (and why).
 
     Raises:
         RequestError: Nothing could be quantized, or `keep` names no product of the graph, or the table lacks a tensor.
@@ -97,8 +101,14 @@ def quantize_static(
         else:
             quantized.append(writer.quantize(node))
     refuse_nothing(quantized, kept, path_in)
+    stored, floats = quantize_tables(model, keep=keep) if scheme.tables else ([], [])
     save_quantized(model, path_out, external_data)
-    return {"scheme": asdict(scheme), "quantized": quantized, "kept": [asdict(entry) for entry in kept]}
+    return {
+        "scheme": asdict(scheme),
+        "quantized": quantized,
+        "tables": stored,
+        "kept": [asdict(entry) for entry in (*kept, *floats)],
+    }
 
 
 class _Writer:

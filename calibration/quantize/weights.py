@@ -44,8 +44,9 @@ def quantize_weight(weight: Array, axis: int | None) -> QuantizedWeight:
     """
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
     bound = np.abs(weight).max(axis=others)
-    # A channel of zeros has no step of its own; any serves.
-    scales = np.asarray(np.where(bound > 0, bound / LARGEST, 1.0), dtype=np.float32)
+    steps = np.asarray(bound / LARGEST, dtype=np.float32)
+    # A channel of zeros, or of values too small for a step, has none of its own; any serves.
+    scales = np.asarray(np.where(steps > 0, steps, 1.0), dtype=np.float32)
     steps = _along(scales, axis, weight.ndim)
     values = np.clip(np.round(weight / steps), -LARGEST, LARGEST).astype(np.int8)
     lost = values.astype(np.float64) * steps - weight

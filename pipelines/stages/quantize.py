@@ -90,8 +90,8 @@ def static(arguments: dict[str, Any]) -> dict[str, Any]:
     """Put Q/DQ pairs around the products, in the form of one target.
 
     Args:
-        arguments: ``artifact`` (the FP32 graph), ``table``, ``target`` (whose scheme), ``method``, ``external_data``,
-            ``folder``.
+        arguments: ``artifact`` (the FP32 graph), ``table``, ``target`` (whose scheme), ``method``, ``tables`` (whether
+            embedding tables may be int8), ``external_data``, ``folder``.
     """
     report_progress("quantizing")
     record = write_static(arguments, Path(arguments["folder"]) / INT8)
@@ -106,6 +106,7 @@ def write_static(arguments: Mapping[str, Any], path: Path, keep: Collection[str]
     from calibration.table import load_table
 
     artifact, scheme = Artifact.from_dict(arguments["artifact"]), SCHEMES[arguments["target"]]
+    scheme = replace(scheme, tables=scheme.tables and arguments["tables"])
     if arguments["method"] is not None:
         scheme = replace(scheme, method=arguments["method"])
     table = load_table(Path(arguments["table"]))
@@ -116,7 +117,8 @@ def dynamic(arguments: dict[str, Any]) -> dict[str, Any]:
     """Quantize the products with constant weights by the range of each batch.
 
     Args:
-        arguments: ``artifact`` (an FP32 graph), ``external_data``, ``folder``.
+        arguments: ``artifact`` (an FP32 graph), ``tables`` (whether embedding tables may be int8), ``external_data``,
+            ``folder``.
     """
     report_progress("quantizing")
     record = write_dynamic(arguments, Path(arguments["folder"]) / INT8)
@@ -128,7 +130,8 @@ def write_dynamic(arguments: Mapping[str, Any], path: Path, keep: Collection[str
     from calibration.quantize.dynamic import quantize_dynamic
 
     artifact = Artifact.from_dict(arguments["artifact"])
-    return quantize_dynamic(artifact.path, path, keep=keep, external_data=external_data(arguments))
+    how = {"tables": arguments["tables"], "external_data": external_data(arguments)}
+    return quantize_dynamic(artifact.path, path, keep=keep, **how)
 
 
 def weight_only(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,9 @@ def search_kept(arguments: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         arguments: ``artifact`` (the FP32 graph), ``precision``, ``form``, ``target`` (whose scheme and session),
-            ``table`` and ``method`` (null where none is learned from), ``external_data``; of calibration ``original``,
-            ``data``, ``samples``, ``seed``; of the gate ``recorded``, ``evaluation`` (its data), ``settings``;
-            ``point`` (the inputs to time with, or null), ``threads``, ``folder``.
+            ``table`` and ``method`` (null where none is learned from), ``tables``, ``external_data``; of calibration
+            ``original``, ``data``, ``samples``, ``seed``; of the gate ``recorded``, ``evaluation`` (its data),
+            ``settings``; ``point`` (the inputs to time with, or null), ``threads``, ``folder``.
 
     Returns:
         ``path`` of the form, and ``record``: that of the quantization, with ``search`` (`calibration.sensitivity`).

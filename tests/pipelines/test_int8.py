@@ -16,6 +16,7 @@ from pipelines.plan import candidates
 from pipelines.quantizing import needs
 from pipelines.recipe import Recipe
 from pipelines.stages.check import as_asked
+from tests.models import make_model
 from tests.pipelines.jobs import export, manifest, planish, texts_file
 
 Folders = Callable[..., Path]
@@ -175,6 +176,40 @@ def test_smoothed_forms(minilm: str, cache: Path, texts: Path, tmp_path: Path) -
     # The ranges are those of the smoothed graph, whose tensors have names of their own where an operator came.
     seen = {tensor for entry in precision[STATIC]["quantized"] for tensor in entry["activations"]}
     assert seen - set(table.tensors)
+
+
+@pytest.mark.slow
+def test_embedding_tables_in_int8(cache: Path, texts: Path, tmp_path: Path) -> None:
+    """A quarter of the bytes in every form that reads them, unless the recipe says no; and int8 is still what runs."""
+    model = make_model("bert", tmp_path / "bert", changes={"type_vocab_size": 8192})  # 1 MiB of the file in one table
+    found: dict[bool, dict[str, Any]] = {}
+    for asked in (True, False):
+        out = tmp_path / f"out-{asked}"
+        # Random weights have no quality to lose; the same stages would come from the cache if the key were no input.
+        more = (*BOTH, "calibration.samples=24", "calibration.search=false", f"calibration.tables={asked}".lower())
+        done = export(model, out, cache, *more, options=["--data", texts])
+        assert done.returncode == 0, done.stderr
+        written = manifest(out)
+        evidence = {
+            name: json.loads((out / "evidence" / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("precision", "parity")
+        }
+        by_id = {entry["id"]: entry for entry in written["variants"]}
+        for variant, key in ((DYNAMIC, "onnx/model_int8.onnx"), (STATIC, STATIC)):
+            assert by_id[variant]["executed"]["precision"] == "int8"
+            assert by_id[variant]["gates"]["parity"]["verdict"] == "passed"
+            told = evidence["precision"][key]["tables"]
+            size = written["files"][by_id[variant]["files"][0]]["bytes"]
+            found.setdefault(asked, {})[variant] = (told, size, on_samples(evidence["parity"][variant]))
+    for variant in (DYNAMIC, STATIC):
+        (told, small, near), (none, large, plain) = found[True][variant], found[False][variant]
+        assert none == []
+        assert [(entry["rows"], entry["columns"]) for entry in told] == [(8192, 32)]
+        assert 0 < told[0]["rms_relative"] < 0.01
+        saved = told[0]["bytes_before"] - told[0]["bytes_after"]
+        assert saved * 0.98 < large - small < saved
+        assert plain != near < plain + told[0]["rms_relative"]
+        assert "embedding table in int8" in (tmp_path / "out-True" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -313,6 +313,12 @@ def test_sensitivity_shows_what_is_kept_first_and_what_the_search_came_to() -> N
     assert "No choice of layers passes" in panel.note
 
 
+def test_tables_in_int8_are_told() -> None:
+    text = Page(render_html(full())).text
+    assert "1 embedding table in int8" in text
+    assert "embeddings.word_embeddings/Gather in int8: 30,522 rows of 384, 11.8 MB instead of 46.9 MB" in text
+
+
 def test_a_measure_that_informs_is_not_called_inconclusive() -> None:
     report = full()
     measure = {"name": "label agreement", "value": 0.98, "threshold": None, "verdict": "informs"}
