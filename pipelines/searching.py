@@ -58,6 +58,7 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
     how = {
         "form": variant.form,
         "target": variant.target,
+        "scheme": None if base.table is None else variant.target,
         "method": None if base.table is None else learning.method,
         "external_data": bench.recipe.export.external_data,
         "settings": settings,

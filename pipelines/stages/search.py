@@ -32,10 +32,10 @@ def search_kept(arguments: dict[str, Any]) -> dict[str, Any]:
     """Search, and leave the form that was found.
 
     Args:
-        arguments: ``artifact`` (the FP32 graph), ``form`` (``static`` or ``dynamic``), ``target`` (whose scheme and
-            session), ``table`` and ``method`` (null for dynamic forms), ``external_data``; of calibration ``original``,
-            ``data``, ``samples``, ``seed``; of the gate ``recorded``, ``evaluation`` (its data), ``settings``;
-            ``point`` (the inputs to time with, or null), ``threads``, ``folder``.
+        arguments: ``artifact`` (the FP32 graph), ``form`` (``static`` or ``dynamic``), ``target`` (whose session),
+            ``table``, ``scheme`` and ``method`` (null for dynamic forms), ``external_data``; of calibration
+            ``original``, ``data``, ``samples``, ``seed``; of the gate ``recorded``, ``evaluation`` (its data),
+            ``settings``; ``point`` (the inputs to time with, or null), ``threads``, ``folder``.
 
     Returns:
         ``path`` of the form, and ``record``: that of the quantization, with ``search`` (`calibration.sensitivity`).
