@@ -178,7 +178,8 @@ class _Writer:
             return self._pairs[id(value)]
         low, high = self._range(value)
         kind = self.scheme.activations
-        scale = np.float32(max((high - low) / 255 if kind == "uint8" else high / LARGEST[kind], SMALLEST_SCALE))
+        step = (high - low) / 255 if kind == "uint8" else high / LARGEST[kind]
+        scale = np.float32(max(step, float(SMALLEST_SCALE)))
         zero = np.clip(np.round(-low / scale), 0, 255).astype(np.uint8) if kind == "uint8" else DTYPES[kind].type(0)
         graph = self.model.graph
         step = add_constant(graph, np.asarray(scale), f"{value.name}_scale")

@@ -34,7 +34,7 @@ def cuda_availability(packages: Sequence[str], install: str) -> Availability:
 class NvidiaTarget(Target):
     """A target that needs an NVIDIA GPU to run."""
 
-    precisions = ("fp32", "fp16", "bf16")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
     packages: ClassVar[tuple[str, ...]]
     install: ClassVar[str]
 
