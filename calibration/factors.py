@@ -91,7 +91,7 @@ def expected_error(operands: Sequence[Operands], factors: Array) -> float:
         step, power = (high - low) / 255, float((operand.power / wide**2).sum())
         for weight in operand.weights:
             scaled = np.abs(weight) * factors[:, None]
-            steps = scaled.max(axis=0).astype(np.float64) / LARGEST
+            steps = scaled.max(axis=0).astype(np.float64) / LARGEST["int8"]
             total += (step**2 * float(np.square(scaled, dtype=np.float64).sum()) + power * float((steps**2).sum())) / 12
     return total
 

@@ -34,7 +34,8 @@ def makers(value: ir.Value, readers: Sequence[ir.Node], channels: int) -> Makers
     """Which constants make a tensor that only `readers` read.
 
     They are a norm's scale and shift, a constant factor of a `Mul`, the weights and the bias of a product, and, where
-    an `Add` has a constant, that and what makes its other side. A `Relu` commutes with positive factors.
+    an `Add` has a constant, that and what makes its other side. A `Relu` commutes with positive factors, and the
+    weighting of attention's values with any: what makes the values takes the division of what its heads give.
 
     Args:
         value: The tensor.
@@ -68,6 +69,8 @@ def _makers_of(value: ir.Value, channels: int) -> Makers:
         return Makers((*found.nodes, (node, constant.index(True)))) if found.nodes else found
     if op_type == "Relu":
         return _before(node, 0, channels)
+    if op_type == "Reshape" and (split := _values_of_heads(node, channels)) is not None:
+        return _before(split, 0, channels)
     return Makers(why=f"no constants of {node.name!r} ({op_type}) make {value.name!r}")
 
 
@@ -79,6 +82,49 @@ def _before(node: ir.Node, index: int, channels: int) -> Makers:
     if inner.is_graph_output() or len(list(inner.uses())) != 1:
         return Makers(why=f"not only {node.name!r} ({node.op_type}) reads {inner.name!r}")
     return _makers_of(inner, channels)
+
+
+def _values_of_heads(merge: ir.Node, channels: int) -> ir.Node | None:
+    """Where `merge` puts attention's heads together: the `Reshape` that took the values apart; else ``None``.
+
+    ``values (…, channels) -> Reshape -> Transpose -> MatMul (anything, …) -> Transpose -> Reshape``: a channel
+    goes through as a column of its head, in the same order at both ends, and nothing else reads what lies between.
+    """
+    swap = _only_reader(merge, 0, "Transpose")
+    product = None if swap is None else _only_reader(swap, 0, "MatMul")
+    apart = None if product is None else _only_reader(product, 1, "Transpose")
+    split = None if apart is None else _only_reader(apart, 0, "Reshape")
+    if swap is None or apart is None or split is None or product is None:
+        return None
+    before, after = _heads(split.outputs[0]), _heads(swap.outputs[0])
+    if before is None or before != after or before[0] * before[1] != channels:
+        return None
+    values = product.inputs[1]
+    if values is None or values.shape is None or values.shape[1] != before[0]:
+        return None
+    return split if _swaps_heads(swap) and _swaps_heads(apart) else None
+
+
+def _only_reader(node: ir.Node, index: int, op_type: str) -> ir.Node | None:
+    """The node of a type that makes an input of `node`, if `node` alone reads that."""
+    value = node.inputs[index]
+    made = None if value is None else value.producer()
+    if value is None or made is None or made.op_type != op_type or made.domain != "":
+        return None
+    return None if value.is_graph_output() or len(list(value.uses())) != 1 else made
+
+
+def _heads(value: ir.Value) -> tuple[int, int] | None:
+    """The last two lengths of a tensor of four axes, (heads, columns), where both are fixed."""
+    if value.shape is None or len(value.shape) != 4:
+        return None
+    heads, columns = value.shape[2], value.shape[3]
+    return (heads, columns) if isinstance(heads, int) and isinstance(columns, int) else None
+
+
+def _swaps_heads(node: ir.Node) -> bool:
+    order = node.attributes.get("perm")
+    return order is not None and list(order.as_ints()) == [0, 2, 1, 3]
 
 
 def _is_constant(value: ir.Value | None) -> bool:

@@ -11,12 +11,14 @@ from typing import Any
 from exporter.artifact import Artifact, Variant
 from exporter.errors import NotApplicableError, PlanishError
 from exporter.onnx_files import external_data_name
+from exporter.targets.onnxruntime import LITERAL
 from pipelines.artifacts import Artifacts, variant_dict
 from pipelines.baselines import EAGER, ONNX_SOURCE, PYTORCH, baselines_of, reference_of
 from pipelines.opening import OPENER, opening
 from pipelines.plan import PORTABLE_FILES, Candidate
 from pipelines.recipe import Recipe
-from pipelines.verification.gates import latency_gate, skipped, variant_status
+from pipelines.verification.gates import VERDICTS, latency_gate, skipped, variant_status
+from pipelines.verification.judgement import RULES
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 CPU_RUNNER = "onnxruntime-cpu"
@@ -66,9 +68,9 @@ class Judged:
     def status(self) -> tuple[str, str]:
         """Verdict and reason."""
         status, reason = variant_status(self.gates)
-        if self.candidate.skip and status == "skipped":
+        if self.candidate.skip and VERDICTS.index(status) <= VERDICTS.index("skipped"):  # good numbers are no run
             remedy = f" {self.candidate.remedy}" if self.candidate.remedy else ""
-            return status, f"{self.candidate.skip}.{remedy}"
+            return "skipped", f"{self.candidate.skip}.{remedy}"
         return status, reason
 
 
@@ -116,6 +118,7 @@ class Bench:
     recorded: Made
     data: dict[str, Any]
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By ingredient, the gates of the variants that take it elsewhere."""
 
     def check_all(self, variants: Sequence[Judged], artifacts: Artifacts) -> None:
         """Fill in the variants' parity and quality gates."""
@@ -130,7 +133,7 @@ class Bench:
         for judged in made:
             if judged.candidate.skip:
                 judged.gates["quality"] = skipped(judged.candidate.skip)
-                judged.gates["parity"] = self.numbers[judged.candidate.ingredient]
+                judged.gates.update(self.numbers[judged.candidate.ingredient])
 
     def _look(self, judged: Judged, artifacts: Artifacts) -> None:
         if judged.artifact is None:
@@ -142,11 +145,19 @@ class Bench:
                 raise
             # Its own target may well run it: what is missing is the look at its numbers.
             reason = f"its numbers could not be looked at here: {error}"
-            numbers = {"verdict": "inconclusive", "reason": reason}
+            numbers = {"parity": {"verdict": "inconclusive", "reason": reason}}
         self.numbers[judged.candidate.ingredient] = numbers
 
-    def _numbers(self, artifact: Artifact, identity: str, precision: str, artifacts: Artifacts) -> dict[str, Any]:
-        """Parity of a portable artifact whose own target is not here."""
+    def _numbers(
+        self, artifact: Artifact, identity: str, precision: str, artifacts: Artifacts
+    ) -> dict[str, dict[str, Any]]:
+        """The gates of a portable artifact whose own target is not here: parity, and quality where that judges."""
+        if RULES[precision].multiple is None:
+            label = f"{precision} emulated: FP32 kernels, rounded to {precision} by the Q/DQ pairs of the graph"
+            title = f"Check the numbers of {precision}, emulated"
+            literal = Variant(CPU_RUNNER, precision, LITERAL)
+            record = self._stage(literal, artifact, identity, frozenset(), quality=True, title=title)
+            return {name: {**record[name], "runner": label} for name in ("parity", "quality")}
         emulation = artifacts.emulations.get(f"onnx-{precision}")
         runner = Variant(CPU_RUNNER, precision)
         records = {}
@@ -157,7 +168,7 @@ class Bench:
         if precision != "bf16":  # ONNX Runtime has no BF16 kernels on a CPU
             title = f"Check the numbers of {precision} on ONNX Runtime"
             records[ITSELF] = self._stage(runner, artifact, identity, frozenset(), title=title)
-        return _together({name: record["parity"] for name, record in records.items()})
+        return {"parity": _together({name: record["parity"] for name, record in records.items()})}
 
     def _check_here(self, judged: Judged) -> None:
         variant = judged.candidate.variant
@@ -175,7 +186,7 @@ class Bench:
         judged.gates["parity"] = record["parity"]
         judged.gates["quality"] = record["quality"]
         if variant.id == f"{CPU_RUNNER}-fp32":  # the same file and the same runner as `_numbers` would take
-            self.numbers[judged.candidate.ingredient] = _together({ITSELF: record["parity"]})
+            self.numbers[judged.candidate.ingredient] = {"parity": _together({ITSELF: record["parity"]})}
 
     def _stage(
         self,
@@ -314,7 +325,6 @@ def add_timings(variants: Sequence[Judged], race: dict[str, Any], min_speedup: f
 
 def _together(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """One parity record from those of several ways to run an artifact: the worst of them, with the others beside it."""
-    from pipelines.verification.gates import VERDICTS
 
     def badness(name: str) -> tuple[int, float]:
         return VERDICTS.index(records[name]["verdict"]), records[name].get("ratio") or 0.0

@@ -18,8 +18,12 @@ PORTABLE_FILES = {
     "onnx-fp16": "onnx/model_fp16.onnx",
     "onnx-bf16": "onnx/model_bf16.onnx",
     "onnx-int8-dynamic": "onnx/model_int8.onnx",
+    "onnx-int8-static-smooth-tensorrt": "onnx/model_int8_tensorrt.onnx",
+    "onnx-int8-static-tensorrt": "onnx/model_int8_tensorrt_plain.onnx",
+    "onnx-fp8": "onnx/model_fp8.onnx",
 }
-"""Where a portable artifact lies in the bundle: the names that transformers.js and sentence-transformers know."""
+"""Where a portable artifact lies in the bundle: where there is one, the name that transformers.js and
+sentence-transformers know."""
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,28 @@
-"""Making a run's int8 and int4 artifacts: one calibration, and from it the forms that the targets take."""
+"""Making a run's int8, int4 and FP8 artifacts: one calibration, and from it the forms that the targets take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact
 from exporter.errors import NotApplicableError
+from pipelines.plan import PORTABLE_FILES
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 if TYPE_CHECKING:
     from pipelines.artifacts import Artifacts
     from pipelines.recipe_sections import Calibration
 
-PREFIXES = ("onnx-int8-", "pt2-int8-", "onnx-int4")
+FP8 = "onnx-fp8"
+PREFIXES = ("onnx-int8-", "pt2-int8-", "onnx-int4", FP8)
 WEIGHTS = {"onnx-int8-weights": "int8", "onnx-int4": "int4"}
 """The ingredients of which the weights alone are quantized, and their precision."""
+SCHEMES = {"openvino": "openvino-cpu", "tensorrt": "tensorrt", "fp8": "tensorrt-fp8"}
+"""By the end of an ingredient's name, the scheme of its Q/DQ pairs (`calibration.quantize.qdq.SCHEMES`)."""
+DEFAULT_FILE = "model_int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -135,10 +141,13 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
         )
     else:
         base = replace(base, table=_table(shop, artifacts, base, learning))
-        how = {"target": "openvino-cpu", "method": learning.method, **beside}
+        precision, _, form = name.partition("-")
+        form, _, suited = form.rpartition("-")
+        place = Path(PORTABLE_FILES.get(ingredient, DEFAULT_FILE)).name
+        how = {"scheme": SCHEMES[suited or precision], "method": learning.method, "name": place, **beside}
         made = shop.make(
             name,
-            f"Quantize for {how['target']} ({name.removeprefix('int8-').removesuffix('-openvino')})",
+            f"Quantize for {suited or 'tensorrt'} ({form or precision})",
             "pipelines.stages.quantize:static",
             {"artifact": base.artifact.to_dict(), "table": base.table_path, **how},
             inputs={"artifact": base.id, "table": base.table_id, **how},

@@ -59,6 +59,7 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
         "precision": variant.precision,
         "form": variant.form,
         "target": variant.target,
+        "scheme": None if base.table is None else variant.target,
         "method": None if base.table is None else learning.method,
         "tables": learning.tables,
         "external_data": bench.recipe.export.external_data,

@@ -1,6 +1,6 @@
-"""Static int8 as explicit Q/DQ pairs around the products of an ONNX graph: what OpenVINO and TensorRT fuse.
+"""Static int8 and FP8 as explicit Q/DQ pairs around the products of an ONNX graph: what OpenVINO and TensorRT fuse.
 
-Which operators, which integer types and which ranges: that is a `Scheme`, one per target.
+Which operators, which types and which ranges: that is a `Scheme`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from calibration.quantize.products import (
     weight_of,
 )
 from calibration.quantize.tables import quantize_tables
-from calibration.quantize.weights import quantize_weight
+from calibration.quantize.weights import DTYPES, LARGEST, SMALLEST_SCALE, Numbers, quantize_weight
 from calibration.table import CalibrationTable
+from exporter.errors import NotApplicableError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Array = np.ndarray
+FP8_OPSET, FP8_IR_VERSION = 19, 9
+"""The versions of ONNX's operators and of its format from which on there is FP8."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,31 @@ class Scheme:
     """How a target wants its Q/DQ pairs.
 
     Attributes:
-        activations: ``uint8`` (asymmetric: a zero point of its own) or ``int8`` (symmetric, as TensorRT demands).
-        method: How ranges are chosen (`calibration.observers.choose_range`).
+        activations: ``uint8`` (asymmetric: a zero point of its own), ``int8`` (symmetric, as TensorRT demands) or
+            ``fp8`` (E4M3, symmetric; the weights then too, which are int8 otherwise).
+        method: How ranges are chosen (`calibration.observers.choose_range`). FP8 takes the largest magnitude: its
+            steps grow with the values, so clipping gains nothing.
         attention: Quantize products of two activations (scores, and probabilities by values) too.
         bias_correction: Take the mean error of the weights' rounding off the bias that follows.
         tables: Store large embedding tables as int8 too (`calibration.quantize.tables`).
     """
 
-    activations: Literal["uint8", "int8"] = "uint8"
+    activations: Literal["uint8", "int8", "fp8"] = "uint8"
     method: Method = "minmax"
     attention: bool = True
     bias_correction: bool = True
     tables: bool = False
+
+    @property
+    def weights(self) -> Numbers:
+        return "fp8" if self.activations == "fp8" else "int8"
 
 
 SCHEMES = {
     # Attention itself stays as it is: OpenVINO fuses it whole, and is slower where its products are quantized.
     "openvino-cpu": Scheme("uint8", "mse", attention=False, tables=True),
     "tensorrt": Scheme("int8", "mse", attention=True),
+    "tensorrt-fp8": Scheme("fp8", "minmax", attention=True),
 }
 
 
@@ -83,11 +93,14 @@ def quantize_static(
         (and why).
 
     Raises:
-        RequestError: Nothing could be quantized, or `keep` names no product of the graph, or the table lacks a tensor.
+        RequestError: `keep` names no product of the graph, or the table lacks a tensor.
+        NotApplicableError: Nothing could be quantized, or the graph's operators are older than FP8.
     """
     from exporter.onnx_files import load_model
 
     model = load_model(path_in)
+    if scheme.activations == "fp8":
+        _allow_fp8(model)
     found = products(model, attention=scheme.attention)
     refuse_unknown(model, keep)
     writer = _Writer(model, table, scheme)
@@ -111,6 +124,15 @@ def quantize_static(
     }
 
 
+def _allow_fp8(model: ir.Model) -> None:
+    """Raise the format's version to one that has FP8, and refuse operators that don't."""
+    opset = model.opset_imports.get("", 0)
+    if opset < FP8_OPSET:
+        remedy = f"Export it with export.opset={FP8_OPSET} or later, or leave fp8 out"
+        raise NotApplicableError("the graph's operators are older than FP8", f"opset {opset}", remedy)
+    model.ir_version = max(model.ir_version, FP8_IR_VERSION)
+
+
 class _Writer:
     """Writes the pairs into one graph; a tensor that several products read gets one pair."""
 
@@ -121,6 +143,8 @@ class _Writer:
 
     def refusal(self, node: ir.Node) -> Kept | None:
         """Why a product cannot be quantized; ``None`` where it can."""
+        if node.op_type == "Conv" and self.scheme.activations == "fp8":
+            return Kept(str(node.name), node.op_type, "no_fp8_form", "only matrix products have an FP8 form")
         for value in node.inputs[:2]:
             if value is None or not is_activation(value):
                 continue
@@ -146,8 +170,8 @@ class _Writer:
         name = str(value.name)
         if name not in self._ranges:
             statistics = self.table.of(name)
-            symmetric = self.scheme.activations == "int8"
-            if statistics.histogram is None:
+            symmetric = self.scheme.activations != "uint8"
+            if statistics.histogram is None or self.scheme.activations == "fp8":
                 low, high = min(statistics.min, 0.0), max(statistics.max, 0.0)
                 bound = max(-low, high)
                 self._ranges[name] = (-bound, bound) if symmetric else (low, high)
@@ -163,9 +187,10 @@ class _Writer:
         if id(value) in self._pairs:
             return self._pairs[id(value)]
         low, high = self._range(value)
-        symmetric = self.scheme.activations == "int8"
-        scale = np.float32(high / 127 if symmetric else (high - low) / 255)
-        zero = np.int8(0) if symmetric else np.clip(np.round(-low / scale), 0, 255).astype(np.uint8)
+        kind = self.scheme.activations
+        step = (high - low) / 255 if kind == "uint8" else high / LARGEST[kind]
+        scale = np.float32(max(step, float(SMALLEST_SCALE)))
+        zero = np.clip(np.round(-low / scale), 0, 255).astype(np.uint8) if kind == "uint8" else DTYPES[kind].type(0)
         graph = self.model.graph
         step = add_constant(graph, np.asarray(scale), f"{value.name}_scale")
         point = add_constant(graph, np.asarray(zero), f"{value.name}_zero_point")
@@ -178,17 +203,17 @@ class _Writer:
         return restored
 
     def _weight(self, node: ir.Node, activation: ir.Value, weight: ir.Value) -> float:
-        """Replace a weight by its integers; returns the RMS relative error of its rounding."""
+        """Replace a weight by its numbers of 8 bits; returns the RMS relative error of its rounding."""
         from exporter.passes.graphs import add_constant, add_node
 
         assert weight.const_value is not None
         array = weight.const_value.numpy()
         axis = output_axis(node)
-        made = quantize_weight(array, axis)
+        made = quantize_weight(array, axis, self.scheme.weights)
         graph = self.model.graph
         integers = add_constant(graph, made.values, f"{weight.name}_quantized")
         scales = add_constant(graph, made.scales, f"{weight.name}_scale")
-        zeros = add_constant(graph, np.zeros(made.scales.shape, np.int8), f"{weight.name}_zero_point")
+        zeros = add_constant(graph, np.zeros(made.scales.shape, made.values.dtype), f"{weight.name}_zero_point")
         restored = add_node(node, "DequantizeLinear", [integers, scales, zeros], like=weight, axis=axis)
         node.replace_input_with(1, restored)
         if self.scheme.bias_correction and node.op_type != "Conv":  # whose channels are not those of the table

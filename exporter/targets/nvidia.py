@@ -34,7 +34,7 @@ def cuda_availability(packages: Sequence[str], install: str) -> Availability:
 class NvidiaTarget(Target):
     """A target that needs an NVIDIA GPU to run."""
 
-    precisions = ("fp32", "fp16", "bf16")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
     packages: ClassVar[tuple[str, ...]]
     install: ClassVar[str]
 
@@ -75,23 +75,33 @@ class InductorCuda(NvidiaTarget):
     install = "install a CUDA build of torch (docs/targets.md says where from)"
 
 
+class TensorRtTarget(NvidiaTarget):
+    """What TensorRT and TensorRT for RTX have in common: engines, and Q/DQ graphs of one form."""
+
+    consumes = "onnx"
+    precisions = ("fp32", "fp16", "bf16", "int8", "fp8")
+    forms: ClassVar = {"int8": ("static-smooth",)}
+    rare_forms: ClassVar = {"int8": ("static",)}
+    portable = False
+
+    def ingredient(self, variant: Variant) -> str:
+        ingredient = super().ingredient(variant)
+        return f"{ingredient}-tensorrt" if variant.precision == "int8" else ingredient
+
+
 @register_target
-class TensorRt(NvidiaTarget):
+class TensorRt(TensorRtTarget):
     """TensorRT engines."""
 
     name = "tensorrt"
-    consumes = "onnx"
-    portable = False
     packages = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
     install = "`pip install tensorrt`, from NVIDIA's package index (docs/targets.md)"
 
 
 @register_target
-class TensorRtRtx(NvidiaTarget):
+class TensorRtRtx(TensorRtTarget):
     """TensorRT for RTX engines."""
 
     name = "tensorrt-rtx"
-    consumes = "onnx"
-    portable = False
     packages = ("tensorrt-rtx-cu13", "tensorrt-rtx")
     install = "pip install 'planish[rtx]'"

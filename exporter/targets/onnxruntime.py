@@ -32,6 +32,9 @@ INTEGER_WEIGHTS = "MatMulNBits"
 """The operator whose weights are integers of the bits that it says; how it computes is up to its accuracy level."""
 QUANTIZED = {"int8": 8, "int4": 4}
 """Bits per weight of the precisions whose integers the runtime is asked about."""
+LITERAL = "literal"
+"""The form of a variant that is opened to look at the numbers of a Q/DQ graph: its pairs are computed as they stand,
+between FP32 operators. No recipe offers it."""
 
 
 class OnnxRuntimeBinding(Binding):
@@ -67,10 +70,12 @@ class OnnxRuntimeBinding(Binding):
 class OnnxRuntimeSession(Session):
     """An ONNX file opened by ONNX Runtime on the CPU."""
 
-    def __init__(self, artifact: Artifact, precision: str, threads: int, *, optimize: bool = True) -> None:
+    def __init__(
+        self, artifact: Artifact, precision: str, threads: int, *, optimize: bool = True, literal: bool = False
+    ) -> None:
         super().__init__(artifact)
-        self._precision = precision
-        self._session = open_cpu_session(artifact.path, threads, optimize=optimize)
+        self._precision, self._literal = precision, literal
+        self._session = open_cpu_session(artifact.path, threads, optimize=optimize, literal=literal)
         graph_inputs = {value.name for value in self._session.get_inputs()}
         if graph_inputs != {spec.name for spec in artifact.signature.inputs}:
             raise RequestError(
@@ -91,6 +96,8 @@ class OnnxRuntimeSession(Session):
             "provider": self._session.get_providers()[0],
             "precision": self._precision,
         }
+        if self._literal:
+            return {**ran, "precision": "fp32", "emulates": self._precision}
         if self._precision not in QUANTIZED:
             return ran
         nodes = nodes_that_run(self.artifact.path)
@@ -107,7 +114,7 @@ class OnnxRuntimeSession(Session):
 
 
 def open_cpu_session(
-    path: Path, threads: int, *, optimize: bool = True, early: bool = False
+    path: Path, threads: int, *, optimize: bool = True, early: bool = False, literal: bool = False
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file on ONNX Runtime's CPU provider, and make sure that it is the CPU provider that runs it.
 
@@ -118,6 +125,8 @@ def open_cpu_session(
         early: Run every operator as soon as its inputs are there. By default ONNX Runtime leaves operators that nothing
             waits for to the end, and keeps what they read until then: reductions of all activations then hold all of
             these at once (MiniLM at 8 x 128: 1.0 GB instead of 0.4).
+        literal: Compute Q/DQ pairs as they stand: what is around them is not fused into kernels on integers, whose
+            rounding is not that of the pairs.
     """
     try:
         import onnxruntime as ort
@@ -129,6 +138,8 @@ def open_cpu_session(
     options.log_severity_level = 3
     if early:
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    if literal:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -186,4 +197,4 @@ class OnnxRuntimeCpu(Target):
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
-        return OnnxRuntimeSession(artifact, variant.precision, threads)
+        return OnnxRuntimeSession(artifact, variant.precision, threads, literal=variant.form == LITERAL)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from exporter.targets.base import Session
 
-INTEGERS = ("int8", "int4")
+QUANTIZED = ("int8", "int4", "fp8")
 """The precisions of which a session may find that none of it runs."""
 
 
@@ -54,11 +54,11 @@ def check(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_asked(parity: dict[str, Any], executed: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """The parity gate's record, failed where what ran are no integers although integers were asked for.
+    """The parity gate's record, failed where what ran is wider than the 8 bits that were asked for.
 
-    Of the floating-point precisions each session sees for itself that no other runs.
+    Of the floating-point precisions each session sees for itself that no other runs. A session that emulates says so.
     """
-    if precision not in INTEGERS or executed["precision"] == precision:
+    if precision not in QUANTIZED or precision in (executed["precision"], executed.get("emulates")):
         return parity
     told = f"it was asked for in {precision}, and its runtime computes in {executed['precision']}: no product is fused"
     return {**parity, "verdict": "failed", "reason": told}

@@ -90,12 +90,14 @@ def static(arguments: dict[str, Any]) -> dict[str, Any]:
     """Put Q/DQ pairs around the products, in the form of one target.
 
     Args:
-        arguments: ``artifact`` (the FP32 graph), ``table``, ``target`` (whose scheme), ``method``, ``tables`` (whether
-            embedding tables may be int8), ``external_data``, ``folder``.
+        arguments: ``artifact`` (the FP32 graph), ``table``, ``scheme`` (its name), ``method`` (or null), ``tables``
+            (whether embedding tables may be int8), ``name`` (of the file), ``external_data``, ``folder``.
     """
     report_progress("quantizing")
-    record = write_static(arguments, Path(arguments["folder"]) / INT8)
-    return {"path": INT8, "record": {"precision": "int8", **record}}
+    name = arguments["name"]
+    record = write_static(arguments, Path(arguments["folder"]) / name)
+    precision = "fp8" if record["scheme"]["activations"] == "fp8" else "int8"
+    return {"path": name, "record": {"precision": precision, **record}}
 
 
 def write_static(arguments: Mapping[str, Any], path: Path, keep: Collection[str] = ()) -> dict[str, Any]:
@@ -105,9 +107,9 @@ def write_static(arguments: Mapping[str, Any], path: Path, keep: Collection[str]
     from calibration.quantize.qdq import SCHEMES, quantize_static
     from calibration.table import load_table
 
-    artifact, scheme = Artifact.from_dict(arguments["artifact"]), SCHEMES[arguments["target"]]
+    artifact, scheme = Artifact.from_dict(arguments["artifact"]), SCHEMES[arguments["scheme"]]
     scheme = replace(scheme, tables=scheme.tables and arguments["tables"])
-    if arguments["method"] is not None:
+    if arguments["method"] is not None and scheme.activations != "fp8":
         scheme = replace(scheme, method=arguments["method"])
     table = load_table(Path(arguments["table"]))
     return quantize_static(artifact.path, path, table, scheme, keep=keep, external_data=external_data(arguments))

@@ -32,8 +32,8 @@ def search_kept(arguments: dict[str, Any]) -> dict[str, Any]:
     """Search, and leave the form that was found.
 
     Args:
-        arguments: ``artifact`` (the FP32 graph), ``precision``, ``form``, ``target`` (whose scheme and session),
-            ``table`` and ``method`` (null where none is learned from), ``tables``, ``external_data``; of calibration
+        arguments: ``artifact`` (the FP32 graph), ``precision``, ``form``, ``target`` (whose session), ``table``,
+            ``scheme`` and ``method`` (null where none is learned from), ``tables``, ``external_data``; of calibration
             ``original``, ``data``, ``samples``, ``seed``; of the gate ``recorded``, ``evaluation`` (its data),
             ``settings``; ``point`` (the inputs to time with, or null), ``threads``, ``folder``.
 

@@ -28,7 +28,20 @@ ARRAYS = {
         "last": (WIDTH, WIDTH),
         "left": (4, 4),
     }.items()
-} | {"axis": np.array([-1])}
+} | {"axis": np.array([-1]), "heads": np.array([2, 2, 2, 3]), "flat": np.array([4, WIDTH])}
+VALUES = """m = MatMul (x, matrix)
+v = Add (m, shift)
+"""
+ATTENTION = """qr = Reshape (x, heads)
+q = Transpose <perm = [0, 2, 1, 3]> (qr)
+k = Transpose <perm = [0, 2, 3, 1]> (qr)
+scores = MatMul (q, k)
+p = Softmax (scores)
+vr = Reshape (v, heads)
+vt = Transpose <perm = [0, 2, 1, 3]> (vr)
+mixed = MatMul (p, vt)
+back = Transpose <perm = [0, 2, 1, 3]> (mixed)
+t = Reshape (back, flat)"""
 
 
 def graph(body: str, outputs: str = "y") -> ir.Model:
@@ -74,6 +87,7 @@ def divided(model: ir.Model, folder: Path) -> tuple[dict[str, object], list[dict
         ("t = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (x, matrix, rows)", ["t"]),
         ("t = Gemm <transB = 1> (x, matrix)", ["t"]),
         ("m = MatMul (x, matrix)\na = Add (m, shift)\nt = Relu (a)", ["m", "a"]),
+        (VALUES + ATTENTION, ["m", "v"]),
     ],
 )
 def test_folded(body: str, into: list[str], tmp_path: Path) -> None:
@@ -101,6 +115,15 @@ def test_folded(body: str, into: list[str], tmp_path: Path) -> None:
             "what 'node_t' (Add) reads has other channels",
         ),
         ("t = MatMul (left, x)", "y", "no constants of 'node_t' (MatMul) make 't'"),
+        (f"v = Tanh (x)\n{ATTENTION}", "y", "no constants of 'node_v' (Tanh) make 'v'"),
+        (f"{VALUES}{ATTENTION}\nz = Neg (v)", "y z", "not only 'node_vr' (Reshape) reads 'v'"),
+        (f"{VALUES}{ATTENTION}\nzr = Neg (vt)\nz = Reshape (zr, flat)", "y z", "no constants of 'node_t' (Reshape)"),
+        (
+            VALUES
+            + ATTENTION.replace("back = Transpose <perm = [0, 2, 1, 3]>", "back = Transpose <perm = [0, 1, 2, 3]>"),
+            "y",
+            "no constants of 'node_t' (Reshape)",
+        ),
     ],
 )
 def test_inserted(body: str, outputs: str, why: str, tmp_path: Path) -> None:

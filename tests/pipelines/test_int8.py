@@ -58,6 +58,8 @@ def test_forms_of_the_recipe() -> None:
         ("openvino-cpu", "static-bf16", "onnx-int8-static-openvino", "onnx-fp32"),
         ("openvino-cpu", "static-smooth", "onnx-int8-static-smooth-openvino", "onnx-fp32"),
         ("openvino-cpu", "static-smooth-bf16-shaped", "onnx-int8-static-smooth-openvino", "onnx-fp32"),
+        ("tensorrt", "static-smooth", "onnx-int8-static-smooth-tensorrt", "onnx-fp32"),
+        ("tensorrt-rtx", "static", "onnx-int8-static-tensorrt", "onnx-fp32"),
         ("inductor-cpu", "static", "pt2-int8-static", "pt2-fp32"),
         ("inductor-cpu", "static-smooth", "pt2-int8-static-smooth", "pt2-fp32"),
     ],

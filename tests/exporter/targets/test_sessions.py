@@ -10,6 +10,7 @@ from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSp
 from exporter.errors import EnvironmentLackError, InternalError, RequestError
 from exporter.targets import check_inputs, get_target, targets
 from exporter.targets.base import host_outputs
+from exporter.targets.onnxruntime import LITERAL
 
 TOKENS = TensorSpec("ids", "int64", ("batch", "sequence"))
 MASK = TensorSpec("mask", "int64", ("batch", "sequence"))
@@ -214,6 +215,14 @@ def test_a_graph_without_integers_is_not_told_to_be_int8_or_int4(product: Artifa
     ):
         session = get_target(target).open(product, Variant(target, precision, form), threads=1)
         assert session.executed()["precision"] == "fp32"
+
+
+def test_a_session_that_emulates_says_what_runs_and_what_for(product: Artifact) -> None:
+    for precision in ("int8", "fp8"):
+        target, variant = get_target("onnxruntime-cpu"), Variant("onnxruntime-cpu", precision, LITERAL)
+        executed = target.open(product, variant, threads=1).executed()
+        assert (executed["precision"], executed["emulates"]) == ("fp32", precision)
+        assert variant not in target.variants([precision], every_form=True)
 
 
 def test_a_shaped_session_compiles_for_what_is_bound_and_for_what_comes_often(

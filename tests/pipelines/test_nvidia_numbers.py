@@ -1,0 +1,154 @@
+"""Int8 and FP8 for TensorRT in the main job, without a GPU: the files are made and their numbers judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from exporter.artifact import Variant
+from exporter.targets import get_target
+from exporter.targets.nvidia import has_driver
+from pipelines.judging import Judged
+from pipelines.plan import PORTABLE_FILES, Candidate, candidates, ingredients
+from pipelines.quantizing import needs
+from pipelines.recipe import Recipe
+from pipelines.stages.check import as_asked
+from tests.pipelines.jobs import export, manifest, planish, texts_file
+from tests.pipelines.test_int8 import plant_outliers
+
+Folders = Callable[..., Path]
+NVIDIA = ("targets=[onnxruntime-cpu, tensorrt, tensorrt-rtx]", "precisions=[fp32, int8, fp8]")
+SMOOTH = "int8-static-smooth"
+
+without_driver = pytest.mark.skipif(has_driver(), reason="the targets may run here")
+
+
+def test_forms_of_the_recipe() -> None:
+    def planned(**fields: object) -> set[str]:
+        found = candidates(Recipe(source="a", targets=["tensorrt", "tensorrt-rtx"], **fields), traceable=True)
+        assert {c.ingredient for c in found} <= set(PORTABLE_FILES)  # or nothing would be made without a GPU
+        assert ingredients(found) == {c.ingredient for c in found}
+        return {c.variant.id for c in found if c.variant.precision not in ("fp32", "fp16", "bf16")}
+
+    assert planned() == {f"tensorrt-{SMOOTH}", f"tensorrt-rtx-{SMOOTH}"}
+    assert planned(forms="all") == planned() | {"tensorrt-int8-static", "tensorrt-rtx-int8-static"}
+    assert planned(precisions=["fp32", "fp8"]) == {"tensorrt-fp8", "tensorrt-rtx-fp8"}
+    assert planned(precisions=["fp32"]) == set()
+
+
+def test_what_fp8_is_made_from() -> None:
+    assert get_target("tensorrt").ingredient(Variant("tensorrt", "fp8")) == "onnx-fp8"
+    assert needs("onnx-fp8") == "onnx-fp32"
+
+
+def test_no_two_ingredients_share_a_file() -> None:
+    assert len(set(PORTABLE_FILES.values())) == len(PORTABLE_FILES)
+
+
+def test_good_numbers_are_no_run() -> None:
+    """A variant that cannot run here is skipped, however good its numbers are; bad ones fail it."""
+    candidate = Candidate(Variant("tensorrt", "fp8"), "onnx-fp8", False, skip="no driver", remedy="Get one")
+    gates = {name: {"verdict": "passed", "reason": "good"} for name in ("parity", "quality")}
+    assert Judged(candidate, gates=gates).status == ("skipped", "no driver. Get one")
+    failed = {**gates, "quality": {"verdict": "failed", "reason": "bad"}}
+    assert Judged(candidate, gates=failed).status == ("failed", "quality: bad")
+
+
+def test_what_ran_wider_than_asked_fails_but_an_emulation_says_so() -> None:
+    parity = {"verdict": "passed", "reason": "good"}
+    assert as_asked(parity, {"precision": "fp32", "emulates": "fp8"}, "fp8") == parity
+    assert as_asked(parity, {"precision": "fp8"}, "fp8") == parity
+    assert as_asked(parity, {"precision": "fp32"}, "fp8")["verdict"] == "failed"
+    assert as_asked(parity, {"precision": "fp32", "emulates": "int8"}, "fp8")["verdict"] == "failed"
+    assert as_asked(parity, {"precision": "fp32"}, "fp16") == parity
+
+
+@pytest.mark.slow
+@without_driver
+def test_bundle_with_int8_and_fp8_for_tensorrt(model_folder: Folders, cache: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    learned = texts_file(tmp_path / "learn.jsonl", [f"This is sentence number {i}." for i in range(40)])
+    asked = (*NVIDIA, f"calibration.data={learned}", "calibration.samples=24", "calibration.method=percentile")
+    done = export(model_folder("bert"), out, cache, *asked, options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    files = {SMOOTH: "onnx/model_int8_tensorrt.onnx", "fp8": "onnx/model_fp8.onnx"}
+    precision = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))
+    quality = json.loads((out / "evidence" / "quality.json").read_text(encoding="utf-8"))["variants"]
+    parity = json.loads((out / "evidence" / "parity.json").read_text(encoding="utf-8"))
+    for form, place in files.items():
+        onnx.checker.check_model(str(out / place), full_check=True)
+        assert {node.domain for node in onnx.load(out / place).graph.node} == {""}
+        for target in ("tensorrt", "tensorrt-rtx"):
+            entry = by_id[f"{target}-{form}"]
+            assert entry["files"] == [place]
+            assert entry["status"] == "skipped"
+            assert "no NVIDIA driver" in entry["reason"]
+            assert entry["executed"] is None
+            assert {name: gate["verdict"] for name, gate in entry["gates"].items()} == {
+                "parity": "passed",
+                "quality": "passed",
+            }
+            told = f"{form.split('-')[0]} emulated"
+            assert parity[entry["id"]]["runner"].startswith(told)
+            assert quality[entry["id"]]["runner"].startswith(told)
+            assert quality[entry["id"]]["samples"] == 12
+            (error,) = {o["rms_relative"] for n, o in parity[entry["id"]]["outputs"].items() if "embedding" in n}
+            assert 1e-5 < error < 0.2
+        record = precision[place]
+        assert record["precision"] == form.split("-")[0]
+        assert record["kept"] == []
+        # FP8 has nothing to choose.
+        assert record["scheme"]["method"] == ("minmax" if form == "fp8" else "percentile")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "fp8 emulated" in page
+    assert not [name for name in manifest(out)["selected"].values() if name.startswith("tensorrt")]
+    verified = planish("verify", out, "--no-latency", cache=cache)
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
+@without_driver
+def test_numbers_that_are_bad_fail_the_variant_and_nothing_else(
+    model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+) -> None:
+    hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
+    out = tmp_path / "out"
+    asked = (*NVIDIA, "calibration.search=false", "forms=all")
+    done = export(hostile, out, cache, *asked, options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    assert by_id["tensorrt-int8-static"]["status"] == "failed"
+    assert "agreement with the original" in by_id["tensorrt-int8-static"]["reason"]
+    assert by_id["onnxruntime-cpu-fp32"]["status"] == "passed"
+
+
+@pytest.mark.slow
+@without_driver
+def test_operators_too_old_for_fp8_stop_nothing(
+    model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = ("targets=[onnxruntime-cpu, tensorrt]", "precisions=[fp32, fp8]", "export.opset=18")
+    done = export(model_folder("bert"), out, cache, *asked, options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    assert by_id["tensorrt-fp8"]["status"] == "skipped"
+    assert by_id["tensorrt-fp8"]["files"] == []
+    assert not (out / "onnx" / "model_fp8.onnx").exists()
+    evidence = json.loads((out / "evidence" / "quality.json").read_text(encoding="utf-8"))["variants"]["tensorrt-fp8"]
+    assert "older than FP8" in evidence["reason"]
+
+
+@pytest.mark.slow
+@without_driver
+def test_calibration_data_that_is_not_there(model_folder: Folders, cache: Path, tmp_path: Path) -> None:
+    asked = (*NVIDIA, f"calibration.data={tmp_path / 'nowhere.jsonl'}")
+    done = export(model_folder("bert"), tmp_path / "out", cache, *asked)
+    assert done.returncode == 2
+    assert "nowhere.jsonl" in done.stderr
+    assert not (tmp_path / "out").exists()
