@@ -54,7 +54,7 @@ def check(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_asked(parity: dict[str, Any], executed: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """The parity gate's record, failed where what ran is wider than the 8 bits that were asked for.
+    """The parity gate's record, failed where what ran is wider than what was asked for.
 
     Of the floating-point precisions each session sees for itself that no other runs. A session that emulates says so.
     """
