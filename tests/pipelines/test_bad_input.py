@@ -299,14 +299,14 @@ def test_settings_that_are_wrong(refused: Refused, folder: Path, setting: str, t
 def test_a_precision_that_no_target_of_the_recipe_offers(refused: Refused, tmp_path: Path, cache_root: Path) -> None:
     """Also beside one that they offer, and before the source is looked at: there is none."""
     offered = get_target("onnxruntime-cpu").precisions
-    strange = next(
-        precision for precision in PRECISIONS if all(precision not in t.precisions for t in targets().values())
-    )
+    strange = next(precision for precision in PRECISIONS if precision not in offered)
+    others = [name for name, target in targets().items() if strange in target.precisions]
     for asked in (strange, f"fp32, {strange}"):
         chosen = ["--set", "targets=[onnxruntime-cpu]", "--set", f"precisions=[{asked}]"]
         error = refused("export", tmp_path / "nowhere", *chosen)
         assert error["value"] == strange
-        assert error["remedy"] == f"They offer {', '.join(p for p in PRECISIONS if p in offered)}"
+        known = ", ".join(p for p in PRECISIONS if p in offered)
+        assert error["remedy"] == f"They offer {known}; add a target that offers it: {', '.join(others)}"
     assert list(cache_root.iterdir()) == [], "work began"
     error = refused("export", tmp_path / "nowhere", "--set", "targets=[openvino-cpu]", "--set", "precisions=[fp16]")
     assert "tensorrt" in error["remedy"]
