@@ -291,7 +291,7 @@ def render(document: dict[str, Any]) -> str:
 def _ratio(point: dict[str, Any], key: str) -> str:
     if point[key] is None:
         return "–"
-    return f"{point[key]:.2f} [{point[f'{key}_low']:.2f}, {point[f'{key}_high']:.2f}]"
+    return _interval(point[key], point[f"{key}_low"], point[f"{key}_high"])
 
 
 def _directly(reference: dict[str, Any], point: dict[str, Any], seed: int) -> str:
@@ -300,7 +300,11 @@ def _directly(reference: dict[str, Any], point: dict[str, Any], seed: int) -> st
 
     first, second = latency_result.read_rounds(reference), latency_result.read_rounds(point)
     ratio = latency_result.compare(first, second, first, seed=seed)
-    return "–" if ratio is None else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return "–" if ratio is None else _interval(ratio.value, ratio.low, ratio.high)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

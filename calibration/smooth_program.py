@@ -15,10 +15,11 @@ from calibration.factors import (
     choose_factors,
     group_record,
     no_gain,
+    nothing_smoothed,
     smoothing_record,
 )
 from calibration.quantize.products import Kept
-from exporter.errors import InternalError, NotApplicableError, RequestError
+from exporter.errors import InternalError, RequestError
 from exporter.passes.base import FUSED_RMS
 
 if TYPE_CHECKING:
@@ -71,9 +72,8 @@ def smooth_program(
             raise RequestError("there are no calibration samples", None, "Give data with at least one row")
         record = _smooth(module, linears, seen, alpha)
         if not record["groups"]:
-            kept = record["kept"]
-            why = f"{kept[0]['node']}: {kept[0]['why']}" if kept else "it has no linear layer with constant weights"
-            raise NotApplicableError("nothing in the program can be smoothed", why, "Leave this form out")
+            without = "it has no linear layer with constant weights"
+            raise nothing_smoothed(record, "nothing in the program can be smoothed", without)
         module.graph.eliminate_dead_code()
         module.graph.lint()
         module.recompile()

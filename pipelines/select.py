@@ -66,14 +66,15 @@ def _best(
         return geometric_mean([rounds.get(point, {}) for point in points])
 
     reference = at(baseline)
-    speedups = [(c, compare(reference, at(c.rounds), reference, seed=seed)) for c in candidates]
-    timed = [(candidate, speedup.low) for candidate, speedup in speedups if speedup is not None]
+    durations = [(candidate, at(candidate.rounds)) for candidate in candidates]
+    speedups = [(*entry, compare(reference, entry[1], reference, seed=seed)) for entry in durations]
+    timed = [(candidate, rounds, speedup.low) for candidate, rounds, speedup in speedups if speedup is not None]
     if not timed:
         return min(candidates, key=lambda c: c.complexity).variant.id if candidates else None
-    leader = max(timed, key=lambda entry: entry[1])[0]
+    _, fastest, _ = max(timed, key=lambda entry: entry[2])
 
-    def is_slower(candidate: Candidate) -> bool:
-        lead = compare(at(candidate.rounds), at(leader.rounds), reference, seed=seed)
+    def is_slower(rounds: Rounds) -> bool:  # the fastest is level with itself
+        lead = compare(rounds, fastest, reference, seed=seed)
         return lead is not None and lead.low > 1
 
-    return min((c for c, _ in timed if c is leader or not is_slower(c)), key=lambda c: c.complexity).variant.id
+    return min((c for c, rounds, _ in timed if not is_slower(rounds)), key=lambda c: c.complexity).variant.id

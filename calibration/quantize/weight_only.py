@@ -129,25 +129,21 @@ def _store(
 
 
 def _replace(graph: ir.Graph, node: ir.Node, weight: BlockWeight, stored: list[ir.Value], accuracy_level: int) -> None:
-    import onnx_ir as ir
-
-    from exporter.passes.graphs import replace_value
+    from exporter.passes.graphs import add_node, replace_value
 
     output = node.outputs[0]
 
-    def step(op_type: str, inputs: list[ir.Value | None], domain: str = "", **attributes: int) -> ir.Value:
-        made = ir.node(op_type, inputs, domain=domain, attributes=attributes, name=f"{node.name}_{op_type}")
-        made.metadata_props.update(node.metadata_props)
-        graph.insert_before(node, made)
-        value = made.outputs[0]
-        value.name, value.dtype = f"{output.name}_{op_type}", ir.DataType.FLOAT
-        value.shape = None if output.shape is None else output.shape.copy()
+    def step(op_type: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:
+        value = add_node(node, op_type, inputs, like=output, **attributes)
+        made = value.producer()
+        assert made is not None
+        made.name, value.name = f"{node.name}_{op_type}", f"{output.name}_{op_type}"
         return value
 
     result = step(
         "MatMulNBits",
         [node.inputs[0], *stored],
-        DOMAIN,
+        domain=DOMAIN,
         K=weight.rows,
         N=int(weight.packed.shape[0]),
         bits=weight.bits,

@@ -108,7 +108,13 @@ def add_constant(graph: ir.Graph, array: np.ndarray, stem: str) -> ir.Value:
 
 
 def add_node(
-    before: ir.Node, op_type: str, inputs: list[ir.Value | None], like: ir.Value | None = None, **attributes: Any
+    before: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value | None],
+    like: ir.Value | None = None,
+    *,
+    domain: str = "",
+    **attributes: Any,
 ) -> ir.Value:
     """The output of a new one-output node in front of `before`, with the shape and type of `like`.
 
@@ -116,7 +122,7 @@ def add_node(
     """
     import onnx_ir as ir
 
-    node = ir.node(op_type, inputs, attributes=attributes)
+    node = ir.node(op_type, inputs, domain=domain, attributes=attributes)
     node.metadata_props.update(before.metadata_props)
     if before.name and "/" in before.name:
         node.name = f"{before.name.rpartition('/')[0]}/{op_type}"

@@ -180,7 +180,7 @@ def _narrowed_shape(node: ir.Node, inputs: list[ir.Value | None], facts: Facts) 
     return tuple(ONE if axis in reduced else dim for axis, dim in enumerate(shapes[0]))
 
 
-def _attributes(node: ir.Node) -> dict[str, object]:
+def _attributes(node: ir.Node) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 

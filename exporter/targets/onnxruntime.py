@@ -30,7 +30,7 @@ INTEGER_KERNELS = frozenset(
 """Operators whose arithmetic is on integers."""
 INTEGER_WEIGHTS = "MatMulNBits"
 """The operator whose weights are integers of the bits that it says; how it computes is up to its accuracy level."""
-QUANTIZED = {"int8": 8, "int4": 4}
+WEIGHT_BITS = {"int8": 8, "int4": 4}
 """Bits per weight of the precisions whose integers the runtime is asked about."""
 LITERAL = "literal"
 """The form of a variant that is opened to look at the numbers of a Q/DQ graph: its pairs are computed as they stand,
@@ -98,13 +98,13 @@ class OnnxRuntimeSession(Session):
         }
         if self._literal:
             return {**ran, "precision": "fp32", "emulates": self._precision}
-        if self._precision not in QUANTIZED:
+        if self._precision not in WEIGHT_BITS:
             return ran
         nodes = nodes_that_run(self.artifact.path)
         kernels = Counter(node.op_type for node in nodes)
         integer = {name: count for name, count in sorted(kernels.items()) if name in INTEGER_KERNELS}
         weights = _weight_bits(nodes)
-        found = {"int8": bool(integer or weights[QUANTIZED["int8"]]), "int4": bool(weights[QUANTIZED["int4"]])}
+        found = {"int8": bool(integer or weights[WEIGHT_BITS["int8"]]), "int4": bool(weights[WEIGHT_BITS["int4"]])}
         return {
             **ran,
             "precision": self._precision if found[self._precision] else "fp32",

@@ -22,8 +22,7 @@ BATCH_SIZE = 8
 CHUNK_ROWS = 512
 """Rows that are encoded together: sorted by length within, so that padding stays short, and forgotten afterwards."""
 INT8 = "model_int8.onnx"
-INT4 = "model_int4.onnx"
-WEIGHT_BITS = {"int8": 8, "int4": 4}
+FILES = {"int8": INT8, "int4": "model_int4.onnx"}
 SMOOTHED = "model_smooth.onnx"
 CHECKED_BATCHES = 4
 PROGRAM = "model.pt2"
@@ -144,7 +143,7 @@ def weight_only(arguments: dict[str, Any]) -> dict[str, Any]:
     """
     report_progress("quantizing")
     precision = arguments["precision"]
-    path = INT4 if precision == "int4" else INT8
+    path = FILES[precision]
     record = write_weight_only(arguments, Path(arguments["folder"]) / path)
     return {"path": path, "record": {"precision": precision, **record}}
 
@@ -152,6 +151,7 @@ def weight_only(arguments: dict[str, Any]) -> dict[str, Any]:
 def write_weight_only(arguments: Mapping[str, Any], path: Path, keep: Collection[str] = ()) -> dict[str, Any]:
     """Write the form that `weight_only` makes to `path`, but for the nodes to `keep` in FP32; returns its record."""
     from calibration.quantize.weight_only import quantize_weight_only
+    from exporter.targets.onnxruntime import WEIGHT_BITS
 
     artifact, bits = Artifact.from_dict(arguments["artifact"]), WEIGHT_BITS[arguments["precision"]]
     return quantize_weight_only(artifact.path, path, bits=bits, keep=keep, external_data=external_data(arguments))

@@ -18,7 +18,7 @@ from calibration.sensitivity import Judgement, Layer, search
 from exporter.artifact import Artifact, Variant
 from pipelines.processes import report_progress
 from pipelines.stages.check import check_quality
-from pipelines.stages.quantize import INT4, INT8, batches, open_rows, write_dynamic, write_static, write_weight_only
+from pipelines.stages.quantize import FILES, batches, open_rows, write_dynamic, write_static, write_weight_only
 
 if TYPE_CHECKING:
     from exporter.targets.base import Session
@@ -68,7 +68,7 @@ class _Trials:
         self.arguments = arguments
         self.scratch = scratch
         self.precision = arguments["precision"]
-        self.file = INT4 if self.precision == "int4" else INT8
+        self.file = FILES[self.precision]
         self.base = Artifact.from_dict(arguments["artifact"])
         self.numbers = itertools.count()
         given = batches(arguments, open_rows(arguments))
