@@ -58,7 +58,7 @@ def resolve_source(
         return resolve_folder(
             spec, folder, kind="huggingface", name=bundle_name(spec.split("/")[-1]), trust_remote_code=trust_remote_code
         )
-    raise RequestError("there is no such model folder", spec, GRAMMAR)
+    raise RequestError("there is no such folder or file", spec, GRAMMAR)
 
 
 def _resolve_colon(spec: str, module: str, rest: str, *, trust_remote_code: bool) -> Source:

@@ -1,10 +1,9 @@
-"""The NVIDIA targets: registered, so that every run names them; skipped, with the step that would enable them."""
+"""The NVIDIA targets: registered, so that every run names them; skipped, with what to do with their files instead."""
 
 from __future__ import annotations
 
 import ctypes.util
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,27 +18,24 @@ def has_driver() -> bool:
     return ctypes.util.find_library("cuda") is not None or os.path.exists("/proc/driver/nvidia/version")
 
 
-def cuda_availability(packages: Sequence[str], install: str) -> Availability:
-    """What a CUDA target lacks here: the driver first, then its package, then Planish's own support."""
-    if not has_driver():
-        reason = "no NVIDIA driver on this machine (libcuda.so.1 was not found)"
-        return Availability(False, reason, f"On a machine with an NVIDIA GPU: {install}")
-    found = installed_version(*packages)
-    if found is None:
-        return Availability(False, f"{packages[0]} is not installed", install)
-    reason = "this version of Planish makes the artifact for this target but does not run it yet"
-    return Availability(False, reason, "Run the artifact with the vendor's runtime", {packages[0]: found})
-
-
 class NvidiaTarget(Target):
     """A target that needs an NVIDIA GPU to run."""
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
     packages: ClassVar[tuple[str, ...]]
     install: ClassVar[str]
+    unsupported: ClassVar = "this version of Planish makes the ONNX file for this target but does not run it yet"
+    instead: ClassVar = "Run the file with the vendor's own runtime, on a machine with an NVIDIA GPU"
 
     def availability(self, variant: Variant | None = None) -> Availability:
-        return cuda_availability(self.packages, self.install)
+        """Why it cannot run here: Planish does not run it yet, wherever; then what else it would need."""
+        found = installed_version(*self.packages)
+        versions = {} if found is None else {self.packages[0]: found}
+        if not has_driver():
+            reason = f"{self.unsupported}; there is no NVIDIA driver on this machine either"
+            return Availability(False, reason, self.instead, versions)
+        needs = f"; {self.packages[0]} is not installed here: {self.install}" if found is None else ""
+        return Availability(False, self.unsupported, self.instead + needs, versions)
 
     def _unavailable(self, variant: Variant) -> EnvironmentLackError:
         state = self.availability(variant)
@@ -61,7 +57,7 @@ class OnnxRuntimeCuda(NvidiaTarget):
     name = "onnxruntime-cuda"
     consumes = "onnx"
     packages = ("onnxruntime-gpu",)
-    install = "pip install 'planish[gpu]'"
+    install = "pip install onnxruntime-gpu, where onnxruntime is not"
 
 
 @register_target
@@ -73,6 +69,8 @@ class InductorCuda(NvidiaTarget):
     portable = False
     packages = ("torch",)
     install = "install a CUDA build of torch (docs/targets.md says where from)"
+    unsupported = "this version of Planish does not compile for this target yet"
+    instead = "An ONNX file of the bundle runs on a machine with an NVIDIA GPU, in the vendor's own runtime"
 
 
 class TensorRtTarget(NvidiaTarget):

@@ -41,7 +41,9 @@ def run_command(arguments: list[str]) -> int:
         return _fail("interrupted", None, f"Run the same command again: {kept}", _INTERRUPTED, as_json)
     except TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        return _fail(message.rstrip("."), None, "planish --help says what there is", 2, as_json)
+        context = getattr(error, "ctx", None)
+        command = "planish" if context is None else context.command_path
+        return _fail(message.rstrip("."), None, f"{command} --help says what there is", 2, as_json)
     except SystemExit as end:  # typer ends the process itself, with 1, when nobody reads stdout any more
         if isinstance(end.__context__, BrokenPipeError):
             return 0

@@ -204,7 +204,7 @@ def test_nothing_is_no_source() -> None:
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     error = refused(tmp_path / "nowhere")
-    assert "no such model folder" in error.what
+    assert "no such folder or file" in error.what
     assert "hub id" in str(error.remedy)
 
 
