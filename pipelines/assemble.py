@@ -17,13 +17,13 @@ from exporter.targets import get_target
 from pipelines.artifacts import FUSED, Artifacts
 from pipelines.baselines import EAGER, label
 from pipelines.cache_entry import package_version
-from pipelines.judging import BUSY, Judged
+from pipelines.judging import Judged
 from pipelines.manifest import InputContractEntry, Manifest, PointEntry, SourceEntry, VariantEntry
 from pipelines.plan import PORTABLE_FILES
 from pipelines.select import Candidate as Selectable
 from pipelines.select import select
 from pipelines.stages import files as stage_files
-from pipelines.verification.latency_result import Rounds, read_rounds
+from pipelines.verification.latency_result import BUSY, Rounds, read_rounds
 from pipelines.workshop import Made
 
 PACKAGES = (
@@ -186,7 +186,7 @@ def manifest(results: Results, selected: Mapping[str, str | None], owned: Mappin
         input_contract=contract,
         variants=tuple(_entry(judged, owned.get(judged.candidate.variant.id, ())) for judged in results.variants),
         selected=dict(selected),
-        environment=environment(),
+        environment={**environment(), "busy_elsewhere": results.race.get("busy_elsewhere")},
     )
 
 

@@ -174,7 +174,8 @@ def _variant(
     bundle: Bundle, entry: VariantEntry, digests: frozenset[str], threads: int, log: Path, progress: Progress
 ) -> dict[str, Any]:
     if entry.status != "passed":
-        return {"status": "skipped", "reason": f"it was {entry.status} when the bundle was made", "gates": {}}
+        why = f": {entry.reason}" if entry.reason else ""
+        return {"status": "skipped", "reason": f"it was {entry.status} when the bundle was made{why}", "gates": {}}
     if not entry.files:
         return {"status": "skipped", "reason": "its files were not kept", "gates": {}}
     state = get_target(entry.target).availability(entry.variant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from exporter.digests import file_digest
 from exporter.errors import RequestError
 from pipelines.digests import walk_files
-from pipelines.manifest import DIGEST_KEY, MANIFEST, is_safe_name, manifest_digest, parse_manifest, render
+from pipelines.manifest import DIGEST_KEY, MANIFEST, FileEntry, is_safe_name, manifest_digest, parse_manifest, render
 
 Kind = Literal["changed", "missing", "unlisted", "link", "unsafe"]
 
@@ -62,6 +63,12 @@ def check_integrity(folder: Path) -> list[Difference]:
     if not differences:
         parse_manifest(data, folder / MANIFEST)
     return sorted(differences, key=lambda difference: (difference.path != MANIFEST, difference.path))
+
+
+def changed_files(folder: Path, names: Iterable[str], files: Mapping[str, FileEntry]) -> list[Difference]:
+    """Which of these files of a bundle are not as its manifest says; names that it does not list are passed over."""
+    found = (_compare(folder, name, files[name].model_dump()) for name in names if name in files)
+    return [difference for difference in found if difference is not None]
 
 
 def unlisted(folder: Path) -> list[str]:

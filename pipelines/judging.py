@@ -19,11 +19,10 @@ from pipelines.plan import PORTABLE_FILES, Candidate
 from pipelines.recipe import Recipe
 from pipelines.verification.gates import VERDICTS, latency_gate, skipped, variant_status
 from pipelines.verification.judgement import RULES
+from pipelines.verification.latency_result import BUSY
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 CPU_RUNNER = "onnxruntime-cpu"
-BUSY = 0.25
-"""Share of the processors' time that other programs took, from which on a timing tells nothing and is not kept."""
 RACE_CODE = (
     "pipelines.verification.latency",
     "pipelines.judging",

@@ -17,6 +17,7 @@ from exporter.errors import RequestError
 from exporter.preprocess import load_encoder, read_labels
 from exporter.tasks import get_task
 from pipelines.bundle import Bundle, read_bundle
+from pipelines.integrity import changed_files
 from pipelines.postprocess import Form, Reader, form_of, problem_type
 from pipelines.recipe import usable_cores
 from pipelines.routing import FallbackWarning, Router
@@ -26,6 +27,8 @@ from pipelines.verification.encode import EncodedBatch
 __all__ = ["FallbackWarning", "Model", "load"]
 
 Array = np.ndarray
+_READ = (".json", ".txt", ".model", ".jinja")
+"""Endings of configuration and tokenizer files."""
 
 
 class Model:
@@ -228,6 +231,7 @@ def load(
     trust: bool = False,
     variant: str | None = None,
     trusted_digests: frozenset[str] | None = None,
+    check: bool = True,
 ) -> Model:
     """Open a bundle for use. Nothing of PyTorch is imported unless the variant that runs is PyTorch's.
 
@@ -237,19 +241,33 @@ def load(
         trust: Open this bundle's engines (native code) wherever they were built: for bundles whose origin you know.
         variant: Use this variant, whatever was selected; nothing takes its place.
         trusted_digests: SHA-256 digests of the engines that may be opened; default: those that this user built here.
+        check: Read what is used of the bundle only where it is as the manifest says: its configuration and tokenizer
+            now, a variant's files before they are opened (about a second for each GB). `verify` checks everything.
 
     Raises:
-        RequestError: No bundle, no variant of that name, or none that passed.
+        RequestError: No bundle, no variant of that name, none that passed, or its configuration was changed.
     """
     if not isinstance(bundle, Bundle):
         bundle = read_bundle(Path(bundle))
+    if check:
+        _refuse_changed(bundle)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise RequestError("threads must be a whole number of at least 1", repr(threads))
     digests = trusted() if trusted_digests is None else frozenset(trusted_digests)
     if trust:
         digests |= _engines(bundle)
-    router = Router(bundle, threads=threads or usable_cores(), trusted_digests=digests, pinned=variant)
+    router = Router(bundle, threads=threads or usable_cores(), trusted_digests=digests, pinned=variant, check=check)
     return Model(bundle, router)
+
+
+def _refuse_changed(bundle: Bundle) -> None:
+    """Refuse a bundle whose configuration or tokenizer is not what was released: it would answer something else."""
+    apart = ("evidence/", "onnx/", "variants/", "report.json")
+    names = [name for name in bundle.manifest.files if name.endswith(_READ) and not name.startswith(apart)]
+    found = [d for d in changed_files(bundle.path, names, bundle.manifest.files) if d.kind != "missing"]
+    if found:
+        told = "; ".join(map(str, found))
+        raise RequestError("a file of the bundle is not as it was written", told, "Get or make the bundle again")
 
 
 def _engines(bundle: Bundle) -> frozenset[str]:

@@ -1,4 +1,5 @@
-"""Progress on stderr: what is happening and for how long. A live line on a terminal, plain lines elsewhere."""
+"""Progress on stderr: what is happening and for how long. A live line on a terminal, plain lines elsewhere, where a
+step that takes long says now and then how far it is."""
 
 from __future__ import annotations
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 
+_SILENT_S = 30.0
+"""Seconds without a word, where there is no terminal, after which the next thing that a step does has a line."""
+
+
 class Progress:
     """Tells a person how a run goes. Steps may run side by side, each in a thread of its own.
 
@@ -23,6 +28,7 @@ class Progress:
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self._started = time.monotonic()
+        self._spoke = self._started
         self._status: Status | None = None
         self._doing: dict[int, str] = {}  # by thread, what runs now and what is said of it
         self._lock = threading.RLock()
@@ -33,6 +39,7 @@ class Progress:
         if self.quiet:
             return
         with self._lock:
+            self._spoke = time.monotonic()
             if self._status is not None:
                 self._status.console.print(f"[dim]{self._elapsed()}[/dim] {_escape(text)}", highlight=False)
             else:
@@ -42,7 +49,10 @@ class Progress:
         """What the step of this thread is doing; replaced by the next."""
         with self._lock:
             doing = self._doing.get(threading.get_ident(), "").partition(" [dim]")[0]
-            self._show(f"{doing} [dim]· {_escape(text)}[/dim]")
+            if self._terminal:
+                self._show(f"{doing} [dim]· {_escape(text)}[/dim]")
+            elif time.monotonic() - self._spoke >= _SILENT_S:
+                self.say(f"{doing}: {text}" if doing else text)
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
@@ -52,10 +62,12 @@ class Progress:
             self._show(_escape(text))
         else:
             self.say(f"{text} …")
+            self._doing[threading.get_ident()] = text
         try:
             yield
         finally:
             self._show(None)
+            self._doing.pop(threading.get_ident(), None)
         seconds = time.monotonic() - began
         if seconds >= 0.05:
             self.say(f"{text}: done in {seconds:.1f} s")

@@ -13,6 +13,7 @@ import numpy as np
 from exporter.artifact import Signature
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
 from pipelines.baselines import PORTABLE
+from pipelines.integrity import changed_files
 from pipelines.recipe_sections import parse_point
 
 if TYPE_CHECKING:
@@ -65,12 +66,20 @@ class Router:
         threads: Compute threads of each session.
         trusted_digests: SHA-256 digests of the engines that may be opened.
         pinned: The one variant to use, whatever was selected; nothing takes its place.
+        check: Open only files that are as the manifest says.
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int, trusted_digests: frozenset[str], pinned: str | None = None
+        self,
+        bundle: Bundle,
+        *,
+        threads: int,
+        trusted_digests: frozenset[str],
+        pinned: str | None = None,
+        check: bool = True,
     ) -> None:
         self.bundle = bundle
+        self.check = check
         self.threads = threads
         self.trusted_digests = trusted_digests
         self.pinned = None if pinned is None else bundle.variant(pinned).id
@@ -161,6 +170,9 @@ class Router:
     def _open(self, entry: VariantEntry) -> Session:
         from exporter.targets import get_target
 
+        if self.check and (found := changed_files(self.bundle.path, entry.files, self.bundle.manifest.files)):
+            told = "; ".join(map(str, found))
+            raise RequestError("a file of the bundle is not as it was written", told, "Get or make the bundle again")
         target = get_target(entry.target)
         return target.open(
             self.bundle.artifact(entry), entry.variant, threads=self.threads, trusted_digests=self.trusted_digests

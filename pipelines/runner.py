@@ -19,14 +19,16 @@ from pipelines import assemble
 from pipelines.artifacts import Artifacts, export_onnx, export_program, make_artifacts, with_needs
 from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
 from pipelines.cache import Cache, log_folder
+from pipelines.cache_entry import package_version
 from pipelines.digests import path_digest
-from pipelines.judging import BUSY, Bench, Judged, add_timings, locate
+from pipelines.judging import Bench, Judged, add_timings, locate
 from pipelines.lanes import lanes_for
 from pipelines.plan import PROGRAM, candidates, ingredients, original_key, refuse_unoffered
 from pipelines.progress import Progress
 from pipelines.quantizing import Learning
 from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
 from pipelines.searching import kept_forms
+from pipelines.verification.latency_result import BUSY
 from pipelines.workshop import TORCH, Made, Workshop
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def run(
     Args:
         recipe: What to do.
         out: Where the bundle goes (default: ``bundles/<name>``).
-        overwrite: Replace a bundle of another source or recipe, or one that was timed on a busy machine.
+        overwrite: Replace a bundle of another source or recipe, one that another version of Planish made, or one that
+            was timed on a busy machine.
         use_cache: Read and keep stages.
         progress: Tells how it goes (default: nothing).
 
@@ -74,11 +77,13 @@ def run(
     resolved = recipe.resolved()  # once: it reads the data for their digest
     digest = recipe_digest(resolved)
     state = check_out(folder, source.digest, digest, overwrite)
-    if state == "up-to-date" and overwrite and _timed_while_busy(folder):
-        state = "replace"  # the same again, but for its timings
     if state == "up-to-date":
-        progress.say(f"{folder} is up to date")
-        return read_bundle(folder)
+        stale = _stale(folder)
+        if not (overwrite and stale):
+            hint = f", but {stale}: --overwrite makes it anew" if stale else ""
+            progress.say(f"{folder} is up to date{hint}")
+            return read_bundle(folder)
+        state = "replace"
     with Cache() if use_cache else Cache.disabled() as cache:
         log = _log(name)
         progress.say(f"{source.spec}: {task.name}, log in {log}")
@@ -95,10 +100,15 @@ def run(
             raise
 
 
-def _timed_while_busy(folder: Path) -> bool:
-    """Whether other programs kept the machine so busy that a bundle's timings tell nothing."""
+def _stale(folder: Path) -> str:
+    """Why a bundle of the same source and recipe might be made anew all the same; empty where nothing says so."""
+    made_by, here = read_bundle(folder).manifest.planish_version, package_version("planish") or "0"
+    if made_by != here:
+        return f"Planish {made_by} made it, and this is {here}"
     race = json.loads((folder / "evidence" / "latency.json").read_text(encoding="utf-8"))
-    return (race.get("busy_elsewhere") or 0.0) > BUSY
+    if (race.get("busy_elsewhere") or 0.0) > BUSY:
+        return "other programs kept the machine busy while it was timed"
+    return ""
 
 
 def outcome(bundle: Bundle) -> GateError | None:

@@ -52,11 +52,10 @@ def render_table(report: Mapping[str, Any], console: Console) -> None:
     def line(*parts: tuple[str, str]) -> None:
         console.print(Text.assemble(*((_writable(text, console), style) for text, style in parts)), highlight=False)
 
-    if any(v.status != "skipped" for v in view.variants):
-        console.print(_table(view, console))
-        if view.timed:
-            legend = "* marks what was selected: the fastest, or a simpler variant that is as fast."
-            line((f"Speed-ups over {view.reference_label}; {legend}", "dim"))
+    if view.tried:
+        console.print(variants_table(view, console))
+    for text, style in legend(view):
+        line((text, style))
     _explain(view, line)
     if view.ok:
         line((view.sentence, "bold green"))
@@ -67,7 +66,27 @@ def render_table(report: Mapping[str, Any], console: Console) -> None:
         line(("Closest: ", ""), (view.closest.id, "bold"), (f" ({view.closest.status})", ""))
 
 
-def _table(view: ReportView, console: Console) -> Any:
+def legend(view: ReportView) -> list[tuple[str, str]]:
+    """What the figures of the table mean, as lines and their styles."""
+    if not view.timed:
+        return []
+    chosen = "* marks what was selected: the fastest, or a simpler variant that is as fast."
+    lines = [(f"Speed-ups over {view.reference_label}; {chosen}", "dim")]
+    if view.busy_share:
+        lines.append((f"They cannot be relied on: {view.busy_note}.", "yellow"))
+    return lines
+
+
+def skipped_lines(view: ReportView) -> list[str]:
+    """What was skipped, a line for each reason."""
+    return [
+        f"{', '.join(v.id for v in variants)}: {formats.short(reason or 'no reason given', _LONGEST_REASON)}"
+        for reason, variants in view.skipped
+    ]
+
+
+def variants_table(view: ReportView, console: Console) -> Any:
+    """The variants that ran and the baselines, as a table of rich that fits the console."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -157,9 +176,8 @@ def _explain(view: ReportView, line: Callable[..., None]) -> None:
             line(
                 (variant.status, style), (f"  {variant.id}: ", ""), (formats.short(variant.reason, _LONGEST_REASON), "")
             )
-    for reason, variants in view.skipped:
-        names = ", ".join(v.id for v in variants)
-        line(("skipped", "dim"), (f"  {names}: {formats.short(reason or 'no reason given', _LONGEST_REASON)}", "dim"))
+    for text in skipped_lines(view):
+        line(("skipped", "dim"), (f"  {text}", "dim"))
     if view.dropped_points:
         line((formats.short(view.dropped_points, _LONGEST_REASON), "yellow"))
     if view.built_in_data:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.baselines import label
 from pipelines.cli.screens import Screen
-from pipelines.report.formats import milliseconds, ratio
+from pipelines.report.formats import milliseconds, ratio, short
+from pipelines.report.variant import geometric_mean
+from pipelines.verification.latency_result import BUSY
 
+_LONGEST_REASON = 300
 Entries = Mapping[str, Mapping[str, Any]]
 
 
@@ -22,7 +25,7 @@ def show_variants(variants: Entries) -> None:
         if name not in judged:
             reasons.setdefault(str(entry["reason"]), []).append(name)
     for reason, names in reasons.items():
-        screen.line(f"skipped  {', '.join(names)}: {reason}", "dim")
+        screen.line(f"skipped  {', '.join(names)}: {short(reason, _LONGEST_REASON)}", "dim")
     screen.show()
 
 
@@ -38,10 +41,19 @@ def show_latency(record: Mapping[str, Any]) -> None:
         return
     points, reference = record["points"], record["baseline"]
     timed = {name: timing["points"] for name, timing in workers.items() if not timing["error"]}
-    ordered = sorted(timed, key=lambda name: (name != reference, [timed[name][p]["p50_ms"] for p in points]))
-    screen.heading(f"p50 in ms, and speed-up over {label(reference)}")
-    rows = [(_called(name), *(_cell(timed[name][point]) for point in points)) for name in ordered]
+    ordered = sorted(timed, key=lambda name: (name != reference, -(_overall(timed[name], points) or 0.0), name))
+    screen.heading(f"p50 in ms, and how many times faster than {label(reference)}")
+    rows = [(_called(name), *(_cell(timed[name][point], name == reference) for point in points)) for name in ordered]
     screen.table(("", *points), rows, right=range(1, len(points) + 1))
+    screen.line(
+        "In brackets the median over the rounds, each variant against what it is compared with in the same round, and "
+        "half its 95 % interval; on a busy machine that need not be the quotient of two p50s. The fastest overall is "
+        "first.",
+        "dim",
+    )
+    busy = record.get("busy_elsewhere") or 0.0
+    if busy > BUSY:
+        screen.line(f"Not to be relied on: other programs took {busy:.0%} of the processors meanwhile.", "inconclusive")
     for name, timing in workers.items():
         if timing["error"]:
             screen.line(f"not timed: {_called(name)}: {timing['error']}")
@@ -54,6 +66,14 @@ def _called(name: str) -> str:
     return label(name).removeprefix("the ")
 
 
-def _cell(figures: Mapping[str, Any]) -> str:
-    speedup = figures["speedup"]
-    return milliseconds(figures["p50_ms"]) + ("" if speedup is None else f" ({ratio(speedup)})")
+def _cell(figures: Mapping[str, Any], is_reference: bool) -> str:
+    """As ``1.93 (3.48× ±2%)``."""
+    speedup, low, high = (figures.get(key) for key in ("speedup", "speedup_low", "speedup_high"))
+    if speedup is None or is_reference:
+        return milliseconds(figures["p50_ms"])
+    half = "" if low is None or high is None else f" ±{(high - low) / 2 / speedup:.0%}"
+    return f"{milliseconds(figures['p50_ms'])} ({ratio(speedup)}{half})"
+
+
+def _overall(figures: Mapping[str, Any], points: Sequence[str]) -> float | None:
+    return geometric_mean(figures[name]["speedup"] for name in points)

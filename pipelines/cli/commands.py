@@ -24,7 +24,12 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where the bundle 
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of another source or recipe.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace a bundle of another source, recipe or version, or time a doubtful one again."
+    ),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep cached stages.")]
 Trust = Annotated[
     bool,

@@ -49,6 +49,7 @@ def describe_bundle(folder: Path) -> dict[str, Any]:
         **{key: plain[key] for key in ("name", "task", "created", "planish_version", "source")},
         "verdict": _verdict(bundle),
         "selected": plain["selected"],
+        "latency": {"points": bundle.points, "baseline": _baseline(bundle)},
         "variants": variants,
         "input_contract": plain["input_contract"],
         "environment": plain["environment"],
@@ -225,6 +226,13 @@ def _verdict(bundle: Bundle) -> dict[str, Any]:
     chosen = bundle.manifest.selected.get("overall")
     sentence = "No variant passed its gates" if chosen is None else f"{chosen} was selected"
     return {"ok": chosen is not None, "sentence": sentence}
+
+
+def _baseline(bundle: Bundle) -> str | None:
+    """What speed-ups are over, as its report says."""
+    report = _json_file(bundle.path / "report.json")
+    baseline = report.get("latency", {}).get("baseline") if isinstance(report, dict) else None
+    return baseline if isinstance(baseline, str) else None
 
 
 def _source_files(source: Source) -> list[dict[str, Any]]:

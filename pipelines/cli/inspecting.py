@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli.screens import Screen, emit
-from pipelines.report.formats import count, large_count, listing, mapping, point, ratio, shown, size, when
+from pipelines.report.formats import count, large_count, listing, mapping, percent, shown, size, when
 
 _MANIFEST = "planish.json"
 _OPERATOR_COLUMNS = 3
@@ -82,20 +82,7 @@ def _show_bundle(found: Mapping[str, Any], screen: Screen) -> None:
     for problem in found["problems"]:
         screen.line(f"Damaged: {problem}", "failed")
     screen.heading("Variants")
-    points = [name for name in found["selected"] if name != "overall"]
-    timed = [p for p in points if any(mapping(v, "points", p).get("speedup") is not None for v in found["variants"])]
-    rows = []
-    for variant in (v for v in found["variants"] if v["status"] != "skipped"):
-        chosen = [point(name) for name, winner in found["selected"].items() if winner == variant["id"]]
-        speeds = [ratio(mapping(variant, "points", name).get("speedup")) for name in timed]
-        names = "\n".join(file["path"] for file in variant["files"]) or "not kept"
-        total = size(variant["bytes"]) if variant["files"] else ""
-        rows.append((variant["id"], variant["status"], *speeds, total, ", ".join(chosen), names))
-    numbers = range(2, 3 + len(timed))
-    screen.table(("Variant", "Status", *timed, "Size", "Selected for", "Files"), rows, right=numbers)
-    for variant in found["variants"]:
-        if variant["status"] != "passed" and variant["reason"]:
-            screen.line(f"{variant['status']}  {variant['id']}: {variant['reason']}", variant["status"])
+    _show_variants(found, screen)
     contract = found["input_contract"]
     screen.heading("Input contract")
     _show_values(screen, contract["inputs"], contract["outputs"])
@@ -112,6 +99,33 @@ def _show_bundle(found: Mapping[str, Any], screen: Screen) -> None:
         screen.pairs(_environment(found["environment"]))
 
 
+def _show_variants(found: Mapping[str, Any], screen: Screen) -> None:
+    """The table that ends a run, then each file once with the variants that it belongs to."""
+    from pipelines.report.view import ReportView
+    from pipelines.table import legend, skipped_lines, variants_table
+
+    view = ReportView({**found, "verdict": {"selected": found["selected"]}})
+    if view.tried:
+        screen.part(variants_table(view, screen.console))
+    for text, style in legend(view):
+        screen.line(text, style)
+    for variant in view.tried:
+        if variant.status != "passed" and variant.reason:
+            screen.line(f"{variant.status}  {variant.id}: {variant.reason}", variant.status)
+    for text in skipped_lines(view):
+        screen.line(f"skipped  {text}", "dim")
+    users: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
+    for entry in found["variants"]:
+        for file in entry["files"]:
+            users.setdefault(file["path"], []).append(entry["id"])
+            sizes[file["path"]] = file["bytes"]
+    if users:
+        screen.heading("Files of the variants")
+        rows = [(name, size(sizes[name]), ", ".join(ids)) for name, ids in users.items()]
+        screen.table(("File", "Size", "Variants"), rows, right=(1,))
+
+
 def _environment(environment: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for key, value in environment.items():
         if key == "cpu" and isinstance(value, Mapping):
@@ -119,6 +133,9 @@ def _environment(environment: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         elif key == "gpu" and isinstance(value, Mapping):
             names = ", ".join(str(device.get("name")) for device in listing(value, "devices"))
             yield key, names or "none"
+        elif key == "busy_elsewhere":
+            if value is not None:
+                yield "busy elsewhere", f"{percent(value, 2)} of the processors, while latency was measured"
         elif key.endswith("_bytes"):
             yield key.removesuffix("_bytes").replace("_", " "), size(value) if value is not None else ""
         elif isinstance(value, Mapping):

@@ -6,7 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PLAIN_WIDTH = 120
 """Columns where there is no terminal to ask: files and pipes."""
@@ -44,6 +47,15 @@ class Screen:
         # Not left to the environment: FORCE_COLOR, which CI systems like to set, would colour files and pipes.
         self._console = Console(force_terminal=terminal, width=width, highlight=False)
         self._parts: list[Any] = []
+
+    @property
+    def console(self) -> Console:
+        """What the parts are printed on: it knows the width and the encoding."""
+        return self._console
+
+    def part(self, renderable: Any) -> None:
+        """Anything that rich can print."""
+        self._parts.append(renderable)
 
     def heading(self, text: str) -> None:
         """A section's title, with an empty line before it."""

@@ -137,7 +137,7 @@ class VariantView:
 
     @property
     def rank(self) -> tuple[bool, int, float, str]:
-        speed = self.overall_low or self.overall or 0.0
+        speed = self.overall or 0.0
         return (not self.overall_winner, STATUSES.index(self.status), -speed, self.id)
 
 

@@ -13,6 +13,7 @@ from pipelines import baselines
 from pipelines.baselines import EAGER
 from pipelines.report.formats import count, dig, listing, mapping, number, shown, significant, words
 from pipelines.report.variant import OVERALL, STATUSES, VariantView
+from pipelines.verification.latency_result import BUSY
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,19 @@ class ReportView:
         """The operating points that the model does not take, with the reasons, in a line; empty where it takes all."""
         dropped = "; ".join(str(reason) for reason in listing(self.data, "latency", "dropped_points"))
         return f"Not measured at {dropped}." if dropped else ""
+
+    @cached_property
+    def busy_share(self) -> float | None:
+        """The share of the processors that other programs took during timing, where that spoils the figures."""
+        share = number(dig(self.data, "environment", "busy_elsewhere"))
+        return share if share is not None and share > BUSY else None
+
+    @property
+    def busy_note(self) -> str:
+        """Why no speed-up is to be relied on, in words; empty where they are."""
+        if self.busy_share is None:
+            return ""
+        return f"other programs took {self.busy_share:.0%} of the processors while they were measured"
 
     @property
     def reference_label(self) -> str:

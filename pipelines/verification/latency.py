@@ -203,7 +203,7 @@ class _Group:
             elapsed = time.monotonic() - start
             if done >= self.plan.min_rounds and elapsed + elapsed / done > budget_s:
                 break
-            self.say(f"timing {len(workers)} sessions, round {done + 1}")
+            self.say(f"timing {len(workers)} sessions, round {done + 1}, {elapsed:.0f} s so far")
             for mode in ("binding", "host") if done < self.plan.host_rounds else ("binding",):
                 for label in self.points:
                     for worker in order.sample(list(workers), len(workers)):

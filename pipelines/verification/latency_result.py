@@ -11,6 +11,8 @@ import numpy as np
 
 from pipelines.verification.statistics import Ratio, paired_ratio, ratio_through
 
+BUSY = 0.25
+"""Share of the processors' time that other programs took, from which on a timing tells nothing and is not kept."""
 RoundKey = tuple[int, int]
 """Group and round: two durations are a pair when they have the same one."""
 Rounds = Mapping[RoundKey, float]

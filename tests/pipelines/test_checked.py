@@ -30,9 +30,15 @@ def test_skipped_variants_share_a_line_for_each_reason(capsys: pytest.CaptureFix
     ]
 
 
-def test_what_speed_ups_are_over_comes_first_and_then_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("busy", [0.02, 0.4])
+def test_what_speed_ups_are_over_comes_first_and_then_the_fastest(
+    busy: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     def worker(p50_ms: float, speedup: float | None, error: str | None = None) -> dict[str, Any]:
-        points = {} if error else {"1x16": {"p50_ms": p50_ms, "speedup": speedup}}
+        points: dict[str, Any] = {}
+        if speedup is not None:
+            low, high = 0.98 * speedup, 1.04 * speedup
+            points = {"1x16": {"p50_ms": p50_ms, "speedup": speedup, "speedup_low": low, "speedup_high": high}}
         return {"error": error, "points": points}
 
     record = {
@@ -41,16 +47,23 @@ def test_what_speed_ups_are_over_comes_first_and_then_the_fastest(capsys: pytest
         "baselines": {"compile": worker(3.0, 2.0), "eager": worker(6.0, 1.0)},
         "variants": {"slow": worker(4.0, 1.5), "quick": worker(2.0, 3.0), "broken": worker(0, None, "it crashed")},
         "notes": ["Only 3 rounds were measured"],
+        "busy_elsewhere": busy,
     }
     show_latency(record)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [
-        "p50 in ms, and speed-up over eager PyTorch",
+    table, notes = lines[:6], lines[6:]
+    assert table == [
+        "p50 in ms, and how many times faster than eager PyTorch",
         "1x16",
-        "eager PyTorch 6.00 (1.00×)",
-        "quick 2.00 (3.00×)",
-        "torch.compile 3.00 (2.00×)",
-        "slow 4.00 (1.50×)",
+        "eager PyTorch 6.00",
+        "quick 2.00 (3.00× ±3%)",
+        "torch.compile 3.00 (2.00× ±3%)",
+        "slow 4.00 (1.50× ±3%)",
+    ]
+    assert notes[0].startswith("In brackets the median over the rounds")
+    disowned = ["Not to be relied on: other programs took 40% of the processors meanwhile."] if busy > 0.25 else []
+    assert notes[-2 - len(disowned) :] == [
+        *disowned,
         "not timed: broken: it crashed",
         "Only 3 rounds were measured",
     ]

@@ -746,7 +746,9 @@ def test_inspect_bundle_screen(bundle: Path, planish: Planish) -> None:
     assert status == 0
     assert ESCAPE not in out
     row = next(line for line in out.splitlines() if line.startswith("onnxruntime-cpu-fp32"))
-    assert " ".join(row.split()) == "onnxruntime-cpu-fp32 passed 2.37× 5.10 kB overall, 1 × 16 onnx/model.onnx"
+    assert " ".join(row.split()) == "onnxruntime-cpu-fp32 2.37×* 2.37×* – 5.10 kB passed"
+    file = next(line for line in out.splitlines() if line.startswith("onnx/model.onnx "))
+    assert " ".join(file.split()) == "onnx/model.onnx 100 B onnxruntime-cpu-fp32, openvino-cpu-bf16"
     for told in (
         SENTENCE,
         "models/tiny (sha256:111111111111)",

@@ -330,7 +330,7 @@ def test_a_broken_configuration_is_named(make: Make) -> None:
     bundle, _ = make("bert-classifier")
     (bundle.path / "config.json").write_text("{")
     with pytest.raises(RequestError, match=r"config\.json is not valid JSON"):
-        load(bundle)("music")
+        load(bundle, check=False)("music")
 
 
 def test_a_bundle_of_which_nothing_passed(make: Make) -> None:
@@ -459,8 +459,45 @@ def test_nothing_can_be_opened(make: Make) -> None:
     first, files = engine()
     bundle, _ = make("bert", [first, PORTABLE], extra=files)
     (bundle.path / "onnx/model.onnx").write_bytes(b"broken")
-    with pytest.raises(EnvironmentLackError, match=f"{first['id']}: .*; {ORT}: ONNX Runtime cannot open"):
+    with pytest.raises(EnvironmentLackError, match=f"{first['id']}: .*; {ORT}: a file .* is not as it was written"):
         load(bundle)("music")
+    with pytest.raises(EnvironmentLackError, match=f"{first['id']}: .*; {ORT}: ONNX Runtime cannot open"):
+        load(bundle, check=False)("music")
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_variant_of_which_one_bit_was_changed_is_not_used(make: Make, exports: Callable[..., Any]) -> None:
+    copy = {"variants/other/model.onnx": (exports("bert")[1] / "model.onnx").read_bytes()}
+    bundle, _ = make("bert", [PORTABLE, {**OPENVINO, "files": list(copy)}], extra=copy)
+    expected = load(bundle, variant=ORT)(TEXTS)
+    flip(bundle.path / "variants/other/model.onnx")
+    with pytest.raises(RequestError, match=r"variants/other/model.onnx: changed \(its SHA-256 differs\)"):
+        load(bundle, variant=OPENVINO["id"])(TEXTS)
+    with pytest.warns(FallbackWarning, match=f"its SHA-256 differs.*Using {ORT}"):
+        found = load(Bundle(bundle.path, bundle.manifest.model_copy(update={"selected": {"overall": OPENVINO["id"]}})))(
+            TEXTS
+        )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_changed_tokenizer_is_refused_and_a_changed_model_card_is_not(make: Make) -> None:
+    bundle, _ = make("bert", [PORTABLE])
+    names = [name for name in bundle.manifest.files if "/" not in name and name.endswith((".json", ".txt"))]
+    assert {"tokenizer.json", "config.json"} <= set(names)
+    for name in names:
+        kept = (bundle.path / name).read_bytes()
+        flip(bundle.path / name)
+        with pytest.raises(RequestError, match=f"{name}: changed"):
+            load(bundle)
+        (bundle.path / name).write_bytes(kept)
+    (bundle.path / "README.md").write_text("our own words")
+    load(bundle)("music")
 
 
 # Beside

@@ -71,6 +71,21 @@ def test_without_a_terminal_every_step_has_lines_of_its_own(capsys: pytest.Captu
     assert sorted(line.split("] ")[1] for line in told.splitlines()) == ["Compile …", "Export …"]
 
 
+def test_without_a_terminal_a_long_step_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("pipelines.progress.time.monotonic", lambda: clock[0])
+    progress = Progress()
+    with progress.step("Measure latency"):
+        for number in range(1, 10):
+            progress.update(f"round {number}")
+            clock[0] += 12
+    told = [line.split("] ")[1] for line in capsys.readouterr().err.splitlines()]
+    rounds = ["Measure latency: round 4", "Measure latency: round 7"]
+    assert told == ["Measure latency …", *rounds, "Measure latency: done in 108.0 s"]
+
+
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(quiet=True)
     with progress.step("Export"):

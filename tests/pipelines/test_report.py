@@ -134,6 +134,17 @@ def test_variants_are_listed_best_first() -> None:
     assert set(ids[-3:]) == {"tensorrt-fp16", "onnxruntime-cuda-fp32", "onnxruntime-cuda-fp16"}
 
 
+def test_speed_ups_of_a_busy_machine_are_disowned_where_they_stand_first() -> None:
+    told = "other programs took 38% of the processors while they were measured"
+    quiet, busy = (render_html(full() | {"environment": {"busy_elsewhere": share}}) for share in (0.2, 0.38))
+    assert told not in quiet
+    assert "lower bound" in quiet
+    tiles = busy[busy.index('class="tiles') : busy.index("</dl>")]
+    assert f"not to be relied on: {told}" in tiles
+    assert "lower bound" not in tiles
+    assert f"<strong>These figures cannot be relied on:</strong> {told}" in busy
+
+
 def test_a_run_without_a_winner_says_do_not_ship_and_what_came_closest() -> None:
     text = Page(render_html(nothing_selected())).text
     assert "Do not ship" in text

@@ -195,6 +195,19 @@ def test_a_bundle_timed_on_a_busy_machine_is_timed_again(
     assert kept.manifest == again.manifest
 
 
+def test_a_bundle_of_another_version_is_made_anew_only_where_asked(
+    bundle: Path, cache: Path, model_folder: Folders, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANISH_CACHE", str(cache))
+    monkeypatch.setattr("pipelines.runner.BUSY", 1.0)
+    recipe = Recipe.from_source(str(model_folder("bert")), overrides=[*SMALL, f"data.evaluation={texts}"])
+    made = run(recipe, out=tmp_path / "out")
+    monkeypatch.setattr("pipelines.runner.package_version", lambda name: "99.0")
+    monkeypatch.setattr("pipelines.assemble.package_version", lambda name: "99.0")
+    assert run(recipe, out=tmp_path / "out").manifest == made.manifest
+    assert run(recipe, out=tmp_path / "out", overwrite=True).manifest.planish_version == "99.0"
+
+
 def test_two_runs_of_the_same_at_once_into_one_folder(
     bundle: Path, model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,12 @@ def test_figures_of_a_wide_table() -> None:
     assert row(text, "torch.compile") == ["torch.compile", "1.42×", "1.31×", "1.12×", "1.09×", "baseline"]
 
 
+def test_speed_ups_of_a_busy_machine_are_disowned() -> None:
+    told = "They cannot be relied on: other programs took 38% of the processors while they were measured."
+    assert told not in printed(full() | {"environment": {"busy_elsewhere": 0.2}}, 200)
+    assert told in printed(full() | {"environment": {"busy_elsewhere": 0.38}}, 200).splitlines()
+
+
 def test_a_narrow_table_keeps_the_points_and_the_status() -> None:
     heading = row(printed(full(), 80), "Variant")
     assert heading == ["Variant", "1x16", "1x32", "1x128", "8x128", "Overall", "Status"]
