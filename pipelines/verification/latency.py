@@ -172,7 +172,6 @@ class _Group:
 
     def measure(self) -> tuple[int, float]:
         """Returns the number of rounds, and the share of the processors' time that went elsewhere meanwhile."""
-        self.say(f"opening {', '.join(spec.name for spec in self.specs)}")
         sparing = self.groups > 1
         with contextlib.ExitStack() as stack:
             workers: list[WorkerProcess] = []
@@ -183,8 +182,8 @@ class _Group:
                 worker = WorkerProcess(spec, self.states[spec.name], self.points, self.log, sparing=sparing)
                 workers.append(stack.enter_context(worker))
                 if sparing:  # one after the other: while it loads a model needs more than afterwards
-                    await_ready([worker], self.plan.open_timeout_s)
-            await_ready([] if sparing else workers, self.plan.open_timeout_s)
+                    await_ready([worker], self.plan.open_timeout_s, self.say)
+            await_ready([] if sparing else workers, self.plan.open_timeout_s, self.say)
             used = _used_seconds(workers)
             rounds = self._rounds(workers)
             ours, all_used, capacity = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,9 @@ class WorkerProcess:
         self._child.kill()
 
 
-def await_ready(workers: Iterable[WorkerProcess], timeout_s: float) -> None:
-    """Wait until each worker is ready, and stopped, or has failed."""
+def await_ready(workers: Iterable[WorkerProcess], timeout_s: float, say: Callable[[str], None]) -> None:
+    """Wait until each worker is ready, and stopped, or has failed; says all the while which are not."""
     waiting = list(workers)
     while waiting:
+        say(f"opening {', '.join(worker.spec.name for worker in waiting)}")
         waiting = [worker for worker in waiting if not worker.is_ready(timeout_s)]
