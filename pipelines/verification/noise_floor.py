@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["fp32_floor", "fp64_outputs", "half_floor", "half_outputs"]
 
 Array = np.ndarray
+BF16_TO_FP16 = 8.0
+"""How many times larger BF16's unit roundoff is: it has three bits less."""
 
 
 def fp32_floor(
@@ -57,9 +59,10 @@ def half_floor(
 ) -> Floor:
     """Half precision's floor: PyTorch's own half-precision run against the original's FP32 outputs.
 
-    Without such a run the floor is empty, and parity `inconclusive`.
+    Without such a run the floor is empty, and parity `inconclusive`. Where PyTorch's FP16 run gives NaN or Inf in every
+    case, an output's floor is an eighth of the error of its BF16 run: rounding errors of the two are as their unit
+    roundoffs, 2^-11 and 2^-8, and BF16 has the range that FP16 lacks.
     """
-
     usual = magnitudes or {}
 
     def none(reason: str) -> Floor:
@@ -67,7 +70,22 @@ def half_floor(
 
     if module is None:
         return none("it is no PyTorch module")
-    return _measure(half_run(module, precision), cases, reference, contract, usual, none)
+    floor = _measure(half_run(module, precision), cases, reference, contract, usual, none)
+    lost = _lost(floor, reference(cases[0].name)) if precision == "fp16" and floor.errors else []
+    if not lost:
+        return floor
+    wide = _measure(half_run(module, "bf16"), cases, reference, contract, usual, none)
+    errors = {
+        name: {**found, **{o: wide.errors[name][o] / BF16_TO_FP16 for o in lost if o in wide.errors.get(name, {})}}
+        for name, found in floor.errors.items()
+    }
+    note = f"{floor.note}; of {', '.join(lost)} it is NaN or infinite: an eighth of the error of its bf16 run instead"
+    return Floor(note, errors, magnitudes=usual)
+
+
+def _lost(floor: Floor, outputs: Mapping[str, Array]) -> list[str]:
+    """The outputs that have no floor in any case: the run gave NaN or Inf where the original does not."""
+    return [name for name in outputs if floor.pooled(name) is None]
 
 
 def _measure(

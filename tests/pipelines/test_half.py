@@ -98,4 +98,6 @@ def test_scores_beyond_fp16_are_found_in_the_main_job(cache: Path, tmp_path: Pat
     (output,) = parity["outputs"].values()
     assert (output["nan"], output["inf"]) == (0, 0)
     assert output["rms_relative"] < 2e-3
+    assert "an eighth of the error of its bf16 run" in parity["floor_note"]
+    assert parity["verdict"] == "passed", parity
     assert "Measured over 64 rows of generated tensors" in (out / "report.html").read_text(encoding="utf-8")

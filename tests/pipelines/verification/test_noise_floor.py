@@ -272,6 +272,36 @@ def test_half_equals_the_module_converted_to_half(name: str, precision: str, dty
     assert low < pooled < high
 
 
+class Loud(nn.Module):
+    """Its product leaves FP16's range, and what becomes of it is of ordinary size again."""
+
+    def __init__(self, loudness: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 8)
+        self.loudness = loudness
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.layer(x)
+        loud = hidden * self.loudness
+        return {"quiet": hidden, "y": loud * loud / (self.loudness * self.loudness)}
+
+
+def test_where_fp16_overflows_its_floor_comes_from_bf16() -> None:
+    torch.manual_seed(0)
+    module = Loud(1e4).eval()
+    reference = {case.name: run(module, case, torch.float32) for case in vectors()}
+    floor = half_floor(module, vectors(), reference.__getitem__, NO_CONTRACT, "fp16")
+    wide = half_floor(module, vectors(), reference.__getitem__, NO_CONTRACT, "bf16")
+    assert "of y it is NaN or infinite: an eighth of the error of its bf16 run instead" in floor.note
+    assert {case: errors["y"] for case, errors in floor.errors.items()} == {
+        case: errors["y"] / 8 for case, errors in wide.errors.items()
+    }
+    quiet = half_floor(Loud(1.0).eval(), vectors(), reference.__getitem__, NO_CONTRACT, "fp16")
+    assert "bf16" not in quiet.note
+    # The rule holds where both can be measured: FP16 is about eight times as exact.
+    assert 4 < wide.errors["case-0"]["quiet"] / floor.errors["case-0"]["quiet"] < 16
+
+
 def test_half_names_its_precisions_and_no_module_has_no_run() -> None:
     with pytest.raises(RequestError, match="not a half precision"):
         half_outputs(Plain(), vectors(), "fp32")
