@@ -154,7 +154,7 @@ class Calibration(Section):
             on should not be among them.
         columns: As in `Data`, and where none are given those of `Data`.
         split: Split of a `datasets` folder.
-        samples: Rows drawn at most, spread over the lengths of the data by the recipe's `seed`.
+        samples: Rows at most, spread over the lengths of the data and unlike each other, by the recipe's `seed`.
         method: How a range is chosen from what was seen; `None` takes what suits each target.
         tables: Store large embedding tables as int8 too, with a step per row, in forms of ONNX Runtime and OpenVINO.
         search: Where a form fails its quality gate, look for the fewest layers to keep in FP32 such that it passes.

@@ -181,17 +181,16 @@ def open_rows(arguments: Mapping[str, Any]) -> Dataset:
 
 
 def batches(arguments: Mapping[str, Any], rows: Dataset) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """The calibration batches, the same at every call: rows spread over the lengths of the data, drawn by seed.
+    """The calibration batches, the same at every call: rows spread over the data's lengths and contents, by seed.
 
     Rows are read and encoded a few hundred at a time, so that memory does not grow with their number.
     """
-    from calibration.sampling import stratified_subset, text_length
+    from calibration.sampling import calibration_subset
     from pipelines.verification.encode import encode_rows
 
     original, seed = arguments["original"], int(arguments["seed"])
     encoder = open_encoder(original, Artifact.from_dict(arguments["artifact"]).signature)
-    lengths = [text_length(row) for row in rows]
-    chosen = set(stratified_subset(lengths, min(int(arguments["samples"]), len(lengths)), seed=seed))
+    chosen = set(calibration_subset(rows, int(arguments["samples"]), seed=seed))
 
     def encoded() -> Iterator[dict[str, np.ndarray]]:
         chunk: list[Any] = []
