@@ -161,7 +161,8 @@ def program(arguments: dict[str, Any]) -> dict[str, Any]:
     """Quantize a `torch.export` program.
 
     Args:
-        arguments: ``artifact`` (the FP32 program), ``form``, ``original``, ``data``, ``samples``, ``seed``, ``folder``.
+        arguments: ``artifact`` (the FP32 program), ``form``, ``alpha`` (of a smoothed form; as `smooth` has it),
+            ``original``, ``data``, ``samples``, ``seed``, ``folder``.
     """
     from calibration.quantize.program import quantize_program
 
@@ -170,7 +171,7 @@ def program(arguments: dict[str, Any]) -> dict[str, Any]:
     static = form != "dynamic"
     report_progress("calibrating" if static else "quantizing")
     samples = batches(arguments, open_rows(arguments)) if static else tuple
-    record = quantize_program(artifact, folder / PROGRAM, form=form, samples=samples)
+    record = quantize_program(artifact, folder / PROGRAM, form=form, samples=samples, alpha=arguments["alpha"])
     return {"path": PROGRAM, "record": {"precision": "int8", **record}}
 
 
