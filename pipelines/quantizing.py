@@ -34,6 +34,7 @@ class Learning:
         identity: What identifies both, and how many rows are drawn by which seed.
         settings: ``samples`` and ``seed``.
         method: How ranges are chosen; ``None`` takes what suits each target.
+        alpha: The strength of smoothing; ``None`` takes for each group of products what promises the least error.
         tables: Whether embedding tables are stored as int8 where the target takes them so.
     """
 
@@ -42,6 +43,7 @@ class Learning:
     identity: dict[str, Any]
     settings: dict[str, Any]
     method: str | None
+    alpha: float | None
     tables: bool
 
     @classmethod
@@ -56,7 +58,7 @@ class Learning:
     ) -> Learning:
         settings = {"samples": asked.samples, "seed": seed}
         identity = {"original": dict(original_id), "data": dict(data_id), **settings}
-        return cls(original, data, identity, settings, asked.method, asked.tables)
+        return cls(original, data, identity, settings, asked.method, asked.smooth_alpha, asked.tables)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
 def _smooth(shop: Workshop, artifacts: Artifacts, base: Base, learning: Learning, external_data: str) -> Base:
     """The FP32 graph with its activations smoothed; as it is, where nothing is worth it."""
     learned = replace(base, table=_table(shop, artifacts, base, learning))
-    how = {"alpha": None, "external_data": external_data}
+    how = {"alpha": learning.alpha, "external_data": external_data}
     made = shop.make(
         "smooth",
         "Smooth activations",
@@ -207,12 +209,13 @@ def _program(
 ) -> None:
     form = ingredient.removeprefix("pt2-int8-")
     static = form != "dynamic"
+    how = {"form": form, "alpha": learning.alpha if "smooth" in form else None}
     made = shop.make(
         ingredient,
         f"Quantize for AOTInductor ({form})",
         "pipelines.stages.quantize:program",
-        {"artifact": base.to_dict(), "form": form, **learning.arguments},
-        inputs={"artifact": base_id, "form": form, **(learning.identity if static else {})},
+        {"artifact": base.to_dict(), **how, **learning.arguments},
+        inputs={"artifact": base_id, **how, **(learning.identity if static else {})},
         packages=(*TORCH, "torchao"),
         bound_to_machine=static,
     )

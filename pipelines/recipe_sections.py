@@ -154,8 +154,10 @@ class Calibration(Section):
             on should not be among them.
         columns: As in `Data`, and where none are given those of `Data`.
         split: Split of a `datasets` folder.
-        samples: Rows drawn at most, spread over the lengths of the data by the recipe's `seed`.
+        samples: Rows at most, spread over the lengths of the data and unlike each other, by the recipe's `seed`.
         method: How a range is chosen from what was seen; `None` takes what suits each target.
+        smooth_alpha: SmoothQuant's alpha, between 0 and 1: how much of an activation's range its weights take over
+            where a form is smoothed; `None` takes for each group of products what promises the least rounding error.
         tables: Store large embedding tables as int8 too, with a step per row, in forms of ONNX Runtime and OpenVINO.
         search: Where a form fails its quality gate, look for the fewest layers to keep in FP32 such that it passes.
         sha256: As in `Data`.
@@ -166,6 +168,7 @@ class Calibration(Section):
     split: Name | None = None
     samples: Count = 256
     method: Literal["minmax", "percentile", "entropy", "mse"] | None = None
+    smooth_alpha: Annotated[Float, Field(gt=0, lt=1)] | None = None
     tables: Bool = True
     search: Bool = True
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None

@@ -21,6 +21,7 @@ def quantize_program(
     *,
     form: Form,
     samples: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+    alpha: float | None = None,
 ) -> dict[str, Any]:
     """Quantize the linear layers of a program: uint8 activations, int8 weights with a step per output channel.
 
@@ -30,12 +31,13 @@ def quantize_program(
         form: ``static`` takes ranges from `samples` (smallest and largest value seen), ``dynamic`` from each batch;
             ``static-smooth`` moves outliers of activations into weights first (`calibration.smooth_program`).
         samples: Gives the batches for calibration; not called for ``dynamic``.
+        alpha: Of ``static-smooth``, see `calibration.factors.choose_factors`.
 
     Returns:
         The record: ``quantized`` (how many products have integer inputs) and the form; ``smoothing`` where it was done.
 
     Raises:
-        RequestError: There are no samples, or nothing could be quantized.
+        RequestError: There are no samples, nothing could be quantized, or `alpha` is out of range.
         EnvironmentLackError: torchao is not installed.
     """
     import torch
@@ -61,7 +63,7 @@ def quantize_program(
         quantizer.set_global(_configuration(form))
         module, smoothing = program.module(check_guards=False), {}
         if form == "static-smooth":
-            smoothing = {"smoothing": smooth_program(module, map(tensors, samples()))}
+            smoothing = {"smoothing": smooth_program(module, map(tensors, samples()), alpha)}
         prepared = prepare_pt2e(module, quantizer)
         seen = 0
         if form == "dynamic":

@@ -161,7 +161,8 @@ def program(arguments: dict[str, Any]) -> dict[str, Any]:
     """Quantize a `torch.export` program.
 
     Args:
-        arguments: ``artifact`` (the FP32 program), ``form``, ``original``, ``data``, ``samples``, ``seed``, ``folder``.
+        arguments: ``artifact`` (the FP32 program), ``form``, ``alpha`` (of a smoothed form; as `smooth` has it),
+            ``original``, ``data``, ``samples``, ``seed``, ``folder``.
     """
     from calibration.quantize.program import quantize_program
 
@@ -170,7 +171,7 @@ def program(arguments: dict[str, Any]) -> dict[str, Any]:
     static = form != "dynamic"
     report_progress("calibrating" if static else "quantizing")
     samples = batches(arguments, open_rows(arguments)) if static else tuple
-    record = quantize_program(artifact, folder / PROGRAM, form=form, samples=samples)
+    record = quantize_program(artifact, folder / PROGRAM, form=form, samples=samples, alpha=arguments["alpha"])
     return {"path": PROGRAM, "record": {"precision": "int8", **record}}
 
 
@@ -181,17 +182,16 @@ def open_rows(arguments: Mapping[str, Any]) -> Dataset:
 
 
 def batches(arguments: Mapping[str, Any], rows: Dataset) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """The calibration batches, the same at every call: rows spread over the lengths of the data, drawn by seed.
+    """The calibration batches, the same at every call: rows spread over the data's lengths and contents, by seed.
 
     Rows are read and encoded a few hundred at a time, so that memory does not grow with their number.
     """
-    from calibration.sampling import stratified_subset, text_length
+    from calibration.sampling import calibration_subset
     from pipelines.verification.encode import encode_rows
 
     original, seed = arguments["original"], int(arguments["seed"])
     encoder = open_encoder(original, Artifact.from_dict(arguments["artifact"]).signature)
-    lengths = [text_length(row) for row in rows]
-    chosen = set(stratified_subset(lengths, min(int(arguments["samples"]), len(lengths)), seed=seed))
+    chosen = set(calibration_subset(rows, int(arguments["samples"]), seed=seed))
 
     def encoded() -> Iterator[dict[str, np.ndarray]]:
         chunk: list[Any] = []

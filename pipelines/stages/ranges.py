@@ -13,8 +13,8 @@ from pipelines.stages.quantize import batches
 
 RANGES = "ranges.json"
 MOST_ROWS = 64
-"""Rows measured at most, spread over the lengths of the data: a maximum over more of them seldom grows by more than the
-margin grants, and every run that makes a half form waits for it."""
+"""Rows measured at most, spread over the lengths and contents of the data: a maximum over more of them seldom grows by
+more than the margin grants, and every run that makes a half form waits for it."""
 
 
 def measure(arguments: dict[str, Any]) -> dict[str, Any]:

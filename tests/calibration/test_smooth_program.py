@@ -164,6 +164,19 @@ def test_constant_input_is_left_alone(block: nn.Module) -> None:
     ]
 
 
+@pytest.mark.parametrize("alpha", [0.6, 0.85])
+def test_a_given_alpha_is_every_groups(program: Artifact, tmp_path: Path, alpha: float) -> None:
+    asked = {"form": "static-smooth", "samples": batches}
+    told = quantize_program(program, tmp_path / "given.pt2", alpha=alpha, **asked)["smoothing"]
+    assert told["alpha"] == alpha
+    assert {group["alpha"] for group in told["groups"]} == {alpha}
+    free = quantize_program(program, tmp_path / "free.pt2", **asked)["smoothing"]
+    assert free["alpha"] is None
+    assert {tuple(group["products"]): group["factor_max"] for group in told["groups"]} != {
+        tuple(group["products"]): group["factor_max"] for group in free["groups"]
+    }
+
+
 @pytest.mark.slow
 def test_compiled_code_multiplies_integers(block: nn.Module, program: Artifact, tmp_path: Path) -> None:
     quantize_program(program, tmp_path / "int8.pt2", form="static-smooth", samples=batches)
