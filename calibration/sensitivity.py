@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from exporter.artifact import Artifact
 from exporter.errors import RequestError
 
+Form = TypeVar("Form")  # whatever `make` gives and the others take: an artifact, a session
 NEGLIGIBLE = 0.02
 """Share of all harm below which a group is not divided any further."""
 _LEAST_GAIN = 0.05  # of the mean gain of a layer: what timing cannot tell from nothing
@@ -114,11 +114,11 @@ class Search:
 
 def search(
     layers: Sequence[Layer],
-    make: Callable[[Collection[str]], Artifact],
+    make: Callable[[Collection[str]], Form],
     *,
-    measure: Callable[[Artifact], float],
-    evaluate: Callable[[Artifact], Judgement],
-    time: Callable[[Artifact], float] | None = None,
+    measure: Callable[[Form], float],
+    evaluate: Callable[[Form], Judgement],
+    time: Callable[[Form], float] | None = None,
     on_line: Callable[[str], None] = lambda text: None,
 ) -> Search:
     """Find the fewest layers to keep in FP32 such that the gate passes.
@@ -141,12 +141,12 @@ def search(
 
 
 @dataclass
-class _Search:
+class _Search(Generic[Form]):
     layers: Sequence[Layer]
-    make: Callable[[Collection[str]], Artifact]
-    measure: Callable[[Artifact], float]
-    evaluate: Callable[[Artifact], Judgement]
-    time: Callable[[Artifact], float] | None
+    make: Callable[[Collection[str]], Form]
+    measure: Callable[[Form], float]
+    evaluate: Callable[[Form], Judgement]
+    time: Callable[[Form], float] | None
     on_line: Callable[[str], None]
     runs: int = 0
     steps: list[dict[str, Any]] = field(default_factory=list)

@@ -28,7 +28,7 @@ class Artifacts:
         ids: Identity of each, for the stages that read it.
         emulations: FP32 graphs that round as the half artifact of that ingredient does.
         errors: Why an ingredient could not be made.
-        made_from: What each quantized ONNX artifact was quantized from.
+        made_from: What each quantized artifact was quantized from.
         passes: Records of the graph passes.
         precision: Records of the conversions to a lower precision.
         calibration: The stage that took the ranges, where one did.
@@ -48,7 +48,7 @@ class Artifacts:
     measured: Made | None = None
 
     def put(self, ingredient: str, made: Made, path: str, like: Artifact) -> None:
-        self.ready[ingredient] = Artifact(made.folder / path, "onnx", like.signature, like.contract)
+        self.ready[ingredient] = Artifact(made.folder / path, like.format, like.signature, like.contract)
         self.ids[ingredient] = made.id
 
 
@@ -173,15 +173,7 @@ def _make_engines(
     for candidate in planned:
         if candidate.ingredient != ingredient or candidate.portable or candidate.skip or ingredient not in result.ready:
             continue
-        try:
-            build_engine(shop, result, candidate)
-        except PlanishError as error:
-            if error.exit_status == 130 or isinstance(error, NoSpaceError):
-                raise
-            result.errors[candidate.variant.id] = error
-            continue
-        # Where it cannot be remembered the engine is as good as none, and it is not the engine that is wrong.
-        remember_engine(result.engines[candidate.variant.id]["digest"])
+        try_engine(shop, result, candidate)
 
 
 def _quantize(shop: Workshop, result: Artifacts, ingredient: str, export: Export, learning: Learning) -> None:
@@ -190,6 +182,19 @@ def _quantize(shop: Workshop, result: Artifacts, ingredient: str, export: Export
         return
     with _Kept(result, ingredient):
         quantize(shop, result, ingredient, learning, export.external_data)
+
+
+def try_engine(shop: Workshop, artifacts: Artifacts, candidate: Candidate) -> None:
+    """Compile what a target opens, and trust it from now on; why it cannot be compiled goes to the errors."""
+    try:
+        build_engine(shop, artifacts, candidate)
+    except PlanishError as error:
+        if error.exit_status == 130 or isinstance(error, NoSpaceError):
+            raise
+        artifacts.errors[candidate.variant.id] = error
+        return
+    # Where it cannot be remembered the engine is as good as none, and it is not the engine that is wrong.
+    remember_engine(artifacts.engines[candidate.variant.id]["digest"])
 
 
 def build_engine(shop: Workshop, artifacts: Artifacts, candidate: Candidate) -> None:

@@ -20,6 +20,8 @@ PORTABLE_FILES = {
     "onnx-int8-dynamic": "onnx/model_int8.onnx",
     "onnx-int8-static-smooth-tensorrt": "onnx/model_int8_tensorrt.onnx",
     "onnx-int8-static-tensorrt": "onnx/model_int8_tensorrt_plain.onnx",
+    "onnx-int8-static-smooth-tensorrt-kept": "onnx/model_int8_tensorrt_kept.onnx",
+    "onnx-int8-static-tensorrt-kept": "onnx/model_int8_tensorrt_plain_kept.onnx",
     "onnx-fp8": "onnx/model_fp8.onnx",
 }
 """Where a portable artifact lies in the bundle: where there is one, the name that transformers.js and

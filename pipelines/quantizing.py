@@ -219,6 +219,6 @@ def _program(
         packages=(*TORCH, "torchao"),
         bound_to_machine=static,
     )
-    artifacts.ready[ingredient] = Artifact(made.folder / made.record["path"], "pt2", base.signature, base.contract)
-    artifacts.ids[ingredient] = made.id
+    artifacts.put(ingredient, made, made.record["path"], base)
+    artifacts.made_from[ingredient] = Base(base, base_id)
     artifacts.precision[ingredient] = made.record["record"]

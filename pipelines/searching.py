@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from exporter.errors import PlanishError
-from pipelines.artifacts import Artifacts
-from pipelines.judging import Bench, Judged, gate_settings, locate
+from exporter.targets.onnxruntime import LITERAL
+from pipelines.artifacts import Artifacts, try_engine
+from pipelines.judging import CPU_RUNNER, Bench, Judged, gate_settings, locate
+from pipelines.plan import PORTABLE_FILES
 from pipelines.quantizing import Base, Learning
-from pipelines.workshop import ONNX, Made
+from pipelines.workshop import ONNX, TORCH, Made
 
 SUFFIX = "-kept"
 SEARCHED: dict[tuple[str, str], tuple[str | None, ...]] = {
     ("openvino-cpu", "int8"): ("static-smooth", "static"),
     ("onnxruntime-cpu", "int8"): ("dynamic", "dynamic-fused", "dynamic-smooth", "weights"),
     ("onnxruntime-cpu", "int4"): (None,),
+    ("inductor-cpu", "int8"): ("static", "static-smooth", "dynamic"),
+    ("tensorrt", "int8"): ("static-smooth", "static"),
+    ("tensorrt-rtx", "int8"): ("static-smooth", "static"),
 }
 """By target and precision, the forms whose layers can be kept one by one."""
+_SCHEMES = {"tensorrt-rtx": "tensorrt"}
+_FILES = {"int8": "model_int8.onnx", "int4": "model_int4.onnx"}
 
 
 def kept_forms(
@@ -43,7 +52,7 @@ def kept_forms(
 def _is_searched(judged: Judged) -> bool:
     variant = judged.candidate.variant
     return (
-        judged.runs_here
+        judged.artifact is not None  # where its target is not here, its numbers were judged if there is one
         and variant.form in SEARCHED.get((variant.target, variant.precision), ())
         and judged.gates["parity"]["verdict"] == "passed"
         and judged.gates["quality"]["verdict"] == "failed"
@@ -54,29 +63,23 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
     candidate, shop = judged.candidate, bench.shop
     variant = candidate.variant
     base, recorded = artifacts.made_from[candidate.ingredient], bench.recorded
-    settings = gate_settings(bench.recipe)
-    how = {
-        "precision": variant.precision,
-        "form": variant.form,
-        "target": variant.target,
-        "scheme": None if base.table is None else variant.target,
-        "method": None if base.table is None else learning.method,
-        "tables": learning.tables,
-        "external_data": bench.recipe.export.external_data,
-        "settings": settings,
-    }
-    timed = None if point is None else recorded.folder / "points" / f"{point}.safetensors"
+    how, packages = _how(judged, base, learning, bench.recipe.export.external_data)
+    how["settings"] = gate_settings(bench.recipe)
+    # An emulation's time, or that of a program which is not compiled, says nothing of the target's.
+    timed = point if variant.target in ("onnxruntime-cpu", "openvino-cpu") else None
+    inputs = None if timed is None else str(recorded.folder / "points" / f"{timed}.safetensors")
+    module = "search_program" if base.artifact.format == "pt2" else "search"
     try:
         made = shop.make(
-            f"search-{variant.id}",
+            f"search-{candidate.ingredient}",  # what several targets take is searched once
             f"Search what to keep of {variant.id}",
-            "pipelines.stages.search:search_kept",
+            f"pipelines.stages.{module}:search_kept",
             {
                 "artifact": base.artifact.to_dict(),
                 "table": base.table_path,
                 "recorded": str(recorded.folder),
                 "evaluation": bench.data,
-                "point": None if timed is None else str(timed),
+                "point": inputs,
                 "threads": shop.threads,
                 **how,
                 **learning.arguments,
@@ -85,11 +88,11 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
                 "artifact": base.id,
                 "table": base.table_id,
                 "recorded": recorded.id,
-                "point": point,
+                "point": timed,
                 "learning": learning.identity,
                 **how,
             },
-            packages=(*ONNX, "openvino"),
+            packages=packages,
             bound_to_machine=True,
         )
     except PlanishError as error:
@@ -97,10 +100,29 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
             raise
         shop.progress.say(f"{variant.id}: no search: {error}")
         return None
-    return _put(artifacts, judged, made, base)
+    return _put(bench, artifacts, judged, made, base)
 
 
-def _put(artifacts: Artifacts, judged: Judged, made: Made, base: Base) -> Judged | None:
+def _how(judged: Judged, base: Base, learning: Learning, external_data: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """How forms are made and opened in a search, and the packages that it depends on."""
+    candidate, variant = judged.candidate, judged.candidate.variant
+    how: dict[str, Any] = {"precision": variant.precision, "form": variant.form}
+    if base.artifact.format == "pt2":
+        alpha = learning.alpha if "smooth" in str(variant.form) else None
+        return {**how, "name": "model.pt2", "alpha": alpha}, (*TORCH, "torchao", "numpy")
+    place = PORTABLE_FILES.get(candidate.ingredient + SUFFIX, _FILES[variant.precision])
+    return {
+        **how,
+        "runner": [CPU_RUNNER, LITERAL] if candidate.skip else [variant.target, variant.form],
+        "name": Path(place).name,  # a graph names the file of its weights: no name can be changed later
+        "scheme": None if base.table is None else _SCHEMES.get(variant.target, variant.target),
+        "method": None if base.table is None else learning.method,
+        "tables": learning.tables,
+        "external_data": external_data,
+    }, (*ONNX, "openvino")
+
+
+def _put(bench: Bench, artifacts: Artifacts, judged: Judged, made: Made, base: Base) -> Judged | None:
     """The form that was found; ``None`` where the gate passes with nothing kept after all, or no layer can be kept."""
     if not made.record["record"]["search"]["kept"]:
         artifacts.precision[judged.candidate.ingredient]["search"] = made.record["record"]["search"]
@@ -110,4 +132,7 @@ def _put(artifacts: Artifacts, judged: Judged, made: Made, base: Base) -> Judged
     artifacts.put(ingredient, made, made.record["path"], base.artifact)
     artifacts.precision[ingredient] = base.recorded(made.record["record"])
     variant = replace(candidate.variant, form=f"{candidate.variant.form or ''}{SUFFIX}".lstrip("-"))
-    return locate(replace(candidate, variant=variant, ingredient=ingredient), artifacts)
+    kept = replace(candidate, variant=variant, ingredient=ingredient)
+    if base.artifact.format == "pt2":
+        try_engine(bench.shop, artifacts, kept)
+    return locate(kept, artifacts)

@@ -9,12 +9,15 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact
 from exporter.errors import RequestError
 from exporter.original import Original, open_described
 from exporter.targets.base import Array, Binding, Session
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TORCH_DTYPES = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
 _CHOICE_SECONDS = 0.5
@@ -85,6 +88,32 @@ class EagerSession(Session):
             "attention": getattr(getattr(self.module, "config", None), "_attn_implementation", None),
             "version": torch.__version__,
         }
+
+
+class ProgramSession(Session):
+    """A program, or what was made of it, run operator by operator: the numbers of an engine without compiling it.
+
+    Args:
+        artifact: The program; its signature and contract say what the session takes.
+        module: What is run, called with inputs by name.
+        threads: Compute threads.
+    """
+
+    def __init__(self, artifact: Artifact, module: nn.Module, *, threads: int) -> None:
+        import torch
+
+        super().__init__(artifact)
+        torch.set_num_threads(threads)
+        self.module = module
+
+    def _bind(self, arrays: dict[str, Array]) -> PyTorchBinding:
+        import torch
+
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return PyTorchBinding(self.module, tensors)
+
+    def executed(self) -> dict[str, Any]:
+        return {"runtime": "pytorch-program", "device": "cpu", "precision": "fp32"}
 
 
 class CompiledSession(EagerSession):

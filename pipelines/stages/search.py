@@ -18,7 +18,7 @@ from calibration.sensitivity import Judgement, Layer, search
 from exporter.artifact import Artifact, Variant
 from pipelines.processes import report_progress
 from pipelines.stages.check import check_quality
-from pipelines.stages.quantize import FILES, batches, open_rows, write_dynamic, write_static, write_weight_only
+from pipelines.stages.quantize import batches, open_rows, write_dynamic, write_static, write_weight_only
 
 if TYPE_CHECKING:
     from exporter.targets.base import Session
@@ -32,16 +32,22 @@ def search_kept(arguments: dict[str, Any]) -> dict[str, Any]:
     """Search, and leave the form that was found.
 
     Args:
-        arguments: ``artifact`` (the FP32 graph), ``precision``, ``form``, ``target`` (whose session), ``table``,
-            ``scheme`` and ``method`` (null where none is learned from), ``tables``, ``external_data``; of calibration
-            ``original``, ``data``, ``samples``, ``seed``; of the gate ``recorded``, ``evaluation`` (its data),
-            ``settings``; ``point`` (the inputs to time with, or null), ``threads``, ``folder``.
+        arguments: ``artifact`` (the FP32 graph), ``precision``, ``form``, ``runner`` (target and form of the session
+            that runs it), ``name`` (of the file), ``table``, ``scheme`` and ``method`` (null where none is learned
+            from), ``tables``, ``external_data``; of calibration ``original``, ``data``, ``samples``, ``seed``; of the
+            gate ``recorded``, ``evaluation`` (its data), ``settings``; ``point`` (the inputs to time with, or null),
+            ``threads``, ``folder``.
 
     Returns:
         ``path`` of the form, and ``record``: that of the quantization, with ``search`` (`calibration.sensitivity`).
     """
+    return run_search(arguments, Trials)
+
+
+def run_search(arguments: dict[str, Any], kind: type[Trials]) -> dict[str, Any]:
+    """Search with one kind of trials (see `search_kept`)."""
     with tempfile.TemporaryDirectory(prefix="forms-", dir=arguments["folder"]) as scratch:
-        trials = _Trials(arguments, Path(scratch))
+        trials = kind(arguments, Path(scratch))
         found = search(
             trials.layers(),
             trials.make,
@@ -61,18 +67,18 @@ def search_kept(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"path": trials.file, "record": {"precision": trials.precision, **record, "search": found.to_dict()}}
 
 
-class _Trials:
-    """Makes forms, runs them, and says what became of the outputs."""
+class Trials:
+    """Makes forms, runs them, and says what became of the outputs: ONNX files, run by ONNX Runtime or OpenVINO."""
 
     def __init__(self, arguments: dict[str, Any], scratch: Path) -> None:
         self.arguments = arguments
         self.scratch = scratch
         self.precision = arguments["precision"]
-        self.file = FILES[self.precision]
+        self.file = arguments["name"]
         self.base = Artifact.from_dict(arguments["artifact"])
         self.numbers = itertools.count()
-        given = batches(arguments, open_rows(arguments))
-        self.inputs = list(itertools.islice(given(), BATCHES))
+        self.samples = batches(arguments, open_rows(arguments))
+        self.inputs = list(itertools.islice(self.samples(), BATCHES))
         session = self._open(self.base, "fp32")
         self.expected = [session.run(one) for one in self.inputs]
         session.close()
@@ -94,7 +100,8 @@ class _Trials:
             found.append(Layer(entry["node"], entry["op"], shape))
         return found
 
-    def make(self, keep: Collection[str]) -> Artifact:
+    def make(self, keep: Collection[str]) -> Any:
+        """The form with these layers in FP32, as the methods below take it: here its file."""
         folder = self.scratch / str(next(self.numbers))
         folder.mkdir()
         self.quantize(folder / self.file, keep)
@@ -106,9 +113,9 @@ class _Trials:
         write = write_dynamic if self.arguments["table"] is None else write_static
         return write(self.arguments, path, keep)
 
-    def error(self, artifact: Artifact) -> float:
+    def error(self, form: Any) -> float:
         """RMS relative error of the outputs on the calibration batches, the worst output's."""
-        session = self._open(artifact, self.precision)
+        session = self._open(form, self.precision)
         apart = dict.fromkeys(self.expected[0], 0.0)
         size = dict(apart)
         for inputs, expected in zip(self.inputs, self.expected, strict=True):
@@ -120,11 +127,11 @@ class _Trials:
         self._close(session)
         return max((apart[name] / (size[name] or 1.0)) ** 0.5 for name in apart)
 
-    def judge(self, artifact: Artifact) -> Judgement:
+    def judge(self, form: Any) -> Judgement:
         """The quality gate, as it judges the form in the end."""
         asked = self.arguments
-        session = self._open(artifact, self.precision)
-        rows = {**asked, "data": asked["evaluation"]}
+        session = self._open(form, self.precision)
+        artifact, rows = session.artifact, {**asked, "data": asked["evaluation"]}
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             record = check_quality(
                 session, Path(asked["recorded"]), Path(folder), rows, artifact.signature, artifact.contract
@@ -132,11 +139,11 @@ class _Trials:
         self._close(session)
         return Judgement(record["verdict"] == "passed", behind(record), record["reason"])
 
-    def seconds(self, artifact: Artifact) -> float:
+    def seconds(self, form: Any) -> float:
         """The median of some runs in this process: enough to rank layers, no figure to publish."""
         from pipelines.verification.worker import load_inputs
 
-        session = self._open(artifact, self.precision)
+        session = self._open(form, self.precision)
         binding = session.bind(load_inputs(Path(self.arguments["point"])))
         binding.run()
         times: list[float] = []
@@ -148,11 +155,12 @@ class _Trials:
         self._close(session)
         return statistics.median(times)
 
-    def _open(self, artifact: Artifact, precision: str) -> Session:
+    def _open(self, form: Any, precision: str) -> Session:
         from exporter.targets import get_target
 
-        variant = Variant(self.arguments["target"], precision, None if precision == "fp32" else self.arguments["form"])
-        return get_target(variant.target).open(artifact, variant, threads=int(self.arguments["threads"]))
+        target, opened = self.arguments["runner"]
+        variant = Variant(target, precision, None if precision == "fp32" else opened)
+        return get_target(target).open(form, variant, threads=int(self.arguments["threads"]))
 
     def _close(self, session: Session) -> None:
         """End a trial: its form has been looked at, and is needed no more."""

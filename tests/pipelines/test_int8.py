@@ -290,6 +290,31 @@ def test_a_search_keeps_the_planted_layer_and_the_report_shows_why(
 
 
 @pytest.mark.slow
+def test_a_search_for_compiled_code_keeps_the_planted_layer(
+    model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+) -> None:
+    hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
+    out, plain = tmp_path / "out", "inductor-cpu-int8-static"
+    asked = ("targets=[inductor-cpu]", "precisions=[int8]", f"require=[{plain}-kept]")
+    done = export(hostile, out, cache, *asked, options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    assert by_id[plain]["status"] == "failed"
+    entry = by_id[f"{plain}-kept"]
+    assert entry["status"] == "passed", entry["reason"]
+    assert entry["files"][0] == f"variants/{plain}-kept/model.pt2"
+    assert by_id[plain]["executed"]["integer_kernels"] == {"qlinear": 12}
+    assert entry["executed"]["integer_kernels"] == {"qlinear": 11}
+    assert entry["points"]
+    record = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))[f"{plain}-kept"]
+    assert record["search"]["kept"] == ["linear_3"]  # behind query, key and value of the first layer
+    assert [(kept["node"], kept["rule"]) for kept in record["kept"]] == [("linear_3", "sensitivity")]
+    assert record["quantized"] == 11
+    verified = planish("verify", out, "--no-latency", "--trust", cache=cache)
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
 def test_a_search_for_int4_keeps_the_planted_layer(
     model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -113,6 +113,35 @@ def test_bundle_with_int8_and_fp8_for_tensorrt(model_folder: Folders, cache: Pat
 
 @pytest.mark.slow
 @without_driver
+def test_a_search_keeps_the_planted_layer(model_folder: Folders, cache: Path, texts: Path, tmp_path: Path) -> None:
+    """One file for both targets, whose numbers ONNX Runtime finds good; neither can run it here."""
+    hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
+    out = tmp_path / "out"
+    asked = ("targets=[onnxruntime-cpu, tensorrt, tensorrt-rtx]", "precisions=[fp32, int8]")
+    done = export(hostile, out, cache, *asked, options=["--data", texts])
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    place = "onnx/model_int8_tensorrt_kept.onnx"
+    for target in ("tensorrt", "tensorrt-rtx"):
+        assert by_id[f"{target}-{SMOOTH}"]["status"] == "failed"
+        entry = by_id[f"{target}-{SMOOTH}-kept"]
+        assert entry["files"] == [place]
+        assert entry["status"] == "skipped"
+        assert "no NVIDIA driver" in entry["reason"]
+        assert entry["gates"]["quality"]["verdict"] == "passed"
+        assert entry["executed"] is None
+    onnx.checker.check_model(str(out / place), full_check=True)
+    record = json.loads((out / "evidence" / "precision.json").read_text(encoding="utf-8"))[place]
+    kept = {entry["node"] for entry in record["kept"] if entry["rule"] == "sensitivity"}
+    assert kept == set(record["search"]["kept"])
+    assert "layer.0.attention.output.dense/MatMul" in " ".join(kept)
+    assert len(kept) < 4
+    verified = planish("verify", out, "--no-latency", cache=cache)
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
+@without_driver
 def test_numbers_that_are_bad_fail_the_variant_and_nothing_else(
     model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
 ) -> None:

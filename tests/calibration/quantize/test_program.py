@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.quantize.program import Form, quantize_program
+from calibration.quantize.program import Form, calibrate_program, convert_program, quantize_program, write_program
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec
 from exporter.errors import RequestError
 
@@ -87,3 +87,40 @@ def test_compiled_code_multiplies_integers(
         with torch.no_grad():
             expected = module(torch.from_numpy(batch["x"]))["y"].numpy()
         assert rms(session.run(batch)["y"], expected) < 0.02
+
+
+@pytest.mark.parametrize("form", ["static", "dynamic"])
+def test_kept_layers_are_the_originals(program: tuple[torch.nn.Module, Artifact], tmp_path: Path, form: Form) -> None:
+    module, artifact = program
+    calibrated = calibrate_program(artifact, form=form, samples=batches)
+    assert calibrated.layers() == {"linear": (32, 16), "linear_1": (16, 32)}
+    errors = {}
+    for keep in ((), ("linear",), ("linear_1",), ()):  # and none is left behind in what was calibrated
+        record = write_program(calibrated, tmp_path / "kept.pt2", keep)
+        assert record["quantized"] == 2 - len(keep)
+        assert [(entry["node"], entry["rule"]) for entry in record["kept"]] == [(name, "asked") for name in keep]
+        loaded = torch.export.load(tmp_path / "kept.pt2").module(check_guards=False)
+        run_at_once = convert_program(calibrated, keep)
+        weights = [loaded.state_dict()[name] for name in loaded.state_dict() if "weight" in name]
+        plain = {"linear": module.up, "linear_1": module.down}
+        assert all(any(torch.equal(plain[name].weight, weight) for weight in weights) for name in keep)
+        with torch.no_grad():
+            found = [(loaded(**x)["y"], run_at_once(**x)["y"], module(**x)["y"]) for x in tensors(batches(6))]
+        assert all(torch.equal(a, b) for a, b, _ in found)
+        errors.setdefault(keep, set()).add(max(rms(a.numpy(), c.numpy()) for a, _, c in found))
+    assert all(len(error) == 1 for error in errors.values())
+    whole, first, second = (min(errors[keep]) for keep in ((), ("linear",), ("linear_1",)))
+    assert 1e-4 < min(first, second) <= max(first, second) < whole
+
+
+def test_what_cannot_be_kept(program: tuple[torch.nn.Module, Artifact], tmp_path: Path) -> None:
+    asked = {"form": "static", "samples": batches}
+    with pytest.raises(RequestError, match="not in the program"):
+        quantize_program(program[1], tmp_path / "a.pt2", keep=["linear_7"], **asked)
+    with pytest.raises(RequestError, match="no layer is left"):
+        quantize_program(program[1], tmp_path / "a.pt2", keep=["linear", "linear_1"], **asked)
+
+
+def tensors(given: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in given:
+        yield {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -13,8 +13,9 @@ from exporter.errors import RequestError
 from exporter.original import open_described, original_arguments
 from exporter.sources import resolve_source
 from exporter.targets import targets
-from exporter.targets.pytorch import open_compiled, open_eager
+from exporter.targets.pytorch import ProgramSession, open_compiled, open_eager
 from exporter.tasks import infer_task
+from exporter.torch_export import export_program
 
 Folders = Callable[..., Path]
 
@@ -47,6 +48,19 @@ def test_eager_is_the_original(arguments: dict[str, Any]) -> None:
     told = session.executed()
     assert (told["runtime"], told["precision"], told["threads"]) == ("pytorch-eager", "fp32", 1)
     assert told["attention"] == "sdpa"
+
+
+def test_a_program_is_run_as_it_is_and_its_inputs_are_checked(arguments: dict[str, Any], tmp_path: Path) -> None:
+    original = open_described(arguments["original"])
+    artifact = export_program(original, tmp_path)
+    session = ProgramSession(artifact, torch.export.load(artifact.path).module(check_guards=False), threads=1)
+    inputs = inputs_of(arguments)
+    for rows in (slice(None), slice(1)):  # any batch that the signature allows
+        given = {name: value[rows] for name, value in inputs.items()}
+        for name, value in original.run(given).items():
+            np.testing.assert_allclose(session.run(given)[name], value, rtol=1e-5, atol=1e-6)
+    with pytest.raises(RequestError):
+        session.run({name: value.astype(np.float32) for name, value in inputs.items()})
 
 
 def test_inputs_are_checked_first(arguments: dict[str, Any]) -> None:
