@@ -84,6 +84,7 @@ def verify_bundle(bundle: Path, against: str | None, latency: bool, trust: bool,
         return 1
     show_variants(found.variants)
     if found.latency:
+        print()
         show_latency(found.latency)
     if found.source is not None:
         print(f"source   {found.source['verdict']}: {found.source['reason']}")
