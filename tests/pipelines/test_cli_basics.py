@@ -741,6 +741,20 @@ def test_inspect_bundle(bundle: Path, document: Callable[..., dict[str, Any]]) -
     assert document("inspect", bundle / "planish.json")["name"] == "tiny"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["export", "--taks", "x", "source"], "planish export --help says what there is"),
+        (["cache", "clean", "--older", "3"], "planish cache clean --help says what there is"),
+        (["exprot", "source"], "planish --help says what there is"),
+    ],
+)
+def test_what_is_mistyped_leads_to_the_help_of_its_command(arguments: list[str], told: str, planish: Planish) -> None:
+    status, out, errors = planish(*arguments)
+    assert (status, out) == (2, "")
+    assert errors.splitlines()[-1].strip() == told
+
+
 def test_inspect_bundle_screen(bundle: Path, planish: Planish) -> None:
     status, out, _ = planish("inspect", bundle)
     assert status == 0
