@@ -121,6 +121,9 @@ def calibrate_program(
     with torch.no_grad():
         quantizer = X86InductorQuantizer()
         quantizer.set_global(_configuration(form))
+        # Elementwise products have no integer kernels, so that rounding their operands gains no time; and the products
+        # of masks, which are integers, cannot be quantized at all.
+        quantizer.set_function_type_qconfig(torch.mul, None)
         module, smoothing = program.module(check_guards=False), None
         if form == "static-smooth":
             smoothing = smooth_program(module, map(tensors, samples()), alpha)

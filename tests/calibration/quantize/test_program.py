@@ -67,6 +67,36 @@ def test_program_is_near_the_original_at_other_shapes(
         assert 1e-4 < error < 0.02
 
 
+class Gated(torch.nn.Module):
+    """Elementwise products: one gates a layer's output, one is of masks, which are integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(16, 32)
+        self.up = torch.nn.Linear(16, 32)
+        self.down = torch.nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        mask = (x > -3).to(torch.int32) * (x < 3).to(torch.int32)
+        return {"y": self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x)) * mask}
+
+
+@pytest.mark.parametrize("form", ["static", "static-smooth", "dynamic"])
+def test_elementwise_products_are_left_alone(tmp_path: Path, form: Form) -> None:
+    torch.manual_seed(0)
+    module = Gated().eval()
+    shapes = {"x": {0: torch.export.Dim("batch", min=1, max=8), 1: torch.export.Dim("sequence", min=2, max=64)}}
+    exported = torch.export.export(module, (), {"x": torch.randn(2, 5, 16)}, dynamic_shapes=shapes)
+    torch.export.save(exported, tmp_path / "fp32.pt2")
+    artifact = Artifact(tmp_path / "fp32.pt2", "pt2", SIGNATURE, InputContract())
+    record = quantize_program(artifact, tmp_path / "int8.pt2", form=form, samples=batches, alpha=0.5)
+    assert record["quantized"] == 3
+    graph = torch.export.load(tmp_path / "int8.pt2").graph
+    read = [str(source.target) for node in graph.nodes if "mul." in str(node.target) for source in node.all_input_nodes]
+    assert any("silu" in source for source in read)
+    assert not [source for source in read if "quantize" in source]
+
+
 def test_static_form_needs_samples(program: tuple[torch.nn.Module, Artifact], tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no calibration samples"):
         quantize_program(program[1], tmp_path / "a.pt2", form="static", samples=list)
