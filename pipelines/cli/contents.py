@@ -230,8 +230,9 @@ def _verdict(bundle: Bundle) -> dict[str, Any]:
 
 def _baseline(bundle: Bundle) -> str | None:
     """What speed-ups are over, as its report says."""
-    report = _json_file(bundle.path / "report.json")
-    baseline = report.get("latency", {}).get("baseline") if isinstance(report, dict) else None
+    from pipelines.report.formats import dig
+
+    baseline = dig(_json_file(bundle.path / "report.json"), "latency", "baseline")
     return baseline if isinstance(baseline, str) else None
 
 
