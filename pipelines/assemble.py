@@ -23,7 +23,7 @@ from pipelines.plan import PORTABLE_FILES
 from pipelines.select import Candidate as Selectable
 from pipelines.select import select
 from pipelines.stages import files as stage_files
-from pipelines.verification.latency_result import BUSY, Rounds, read_rounds
+from pipelines.verification.latency_result import Rounds, read_rounds, spoils
 from pipelines.workshop import Made
 
 PACKAGES = (
@@ -54,6 +54,11 @@ class Results:
     def spec(self) -> str:
         """The source as the user wrote it, without the folders that lead to it."""
         return Path(self.source.spec).name if Path(self.source.spec).is_absolute() else self.source.spec
+
+
+def planish_version() -> str:
+    """Which version of Planish makes this, as the manifest has it."""
+    return package_version("planish") or "0"
 
 
 def environment() -> dict[str, Any]:
@@ -168,7 +173,7 @@ def manifest(results: Results, selected: Mapping[str, str | None], owned: Mappin
     contract = InputContractEntry.model_validate({**record["signature"], **record["contract"]})
     source = results.source
     return Manifest(
-        planish_version=package_version("planish") or "0",
+        planish_version=planish_version(),
         name=results.name,
         task=results.task,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -321,7 +326,7 @@ def sentence(written: Manifest, race: Mapping[str, Any]) -> str:
     if not variant.points:
         return f"{passed}; its latency was not measured"
     busy, baseline = race.get("busy_elsewhere"), str(race.get("baseline", EAGER))
-    if busy is not None and busy > BUSY:
+    if spoils(busy):
         # Programs that take turns on the processors can hold one session up a thousand times longer than another.
         return (
             f"{passed}. How fast it is was not to be seen: other programs took {busy:.0%} of the processors while it "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +69,17 @@ def changed_files(folder: Path, names: Iterable[str], files: Mapping[str, FileEn
     """Which of these files of a bundle are not as its manifest says; names that it does not list are passed over."""
     found = (_compare(folder, name, files[name].model_dump()) for name in names if name in files)
     return [difference for difference in found if difference is not None]
+
+
+def refuse(differences: Sequence[Difference]) -> None:
+    """Raise an error that names the differences; nothing where there are none.
+
+    Raises:
+        RequestError: There are some.
+    """
+    if differences:
+        told = "; ".join(map(str, differences))
+        raise RequestError("a file of the bundle is not as it was written", told, "Get or make the bundle again")
 
 
 def unlisted(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from pipelines.plan import PORTABLE_FILES, Candidate
 from pipelines.recipe import Recipe
 from pipelines.verification.gates import VERDICTS, latency_gate, skipped, variant_status
 from pipelines.verification.judgement import RULES
-from pipelines.verification.latency_result import BUSY
+from pipelines.verification.latency_result import spoils
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
 CPU_RUNNER = "onnxruntime-cpu"
@@ -257,7 +257,7 @@ class Bench:
             key,
             "Measure latency",
             lambda: self._measure(timed, points, baselines),
-            worth=lambda race: race["busy_elsewhere"] <= BUSY,
+            worth=lambda race: not spoils(race["busy_elsewhere"]),
         )
 
     def _measure(self, timed: Sequence[Judged], points: Sequence[str], baselines: Sequence[str]) -> dict[str, Any]:

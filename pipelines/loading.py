@@ -17,7 +17,7 @@ from exporter.errors import RequestError
 from exporter.preprocess import load_encoder, read_labels
 from exporter.tasks import get_task
 from pipelines.bundle import Bundle, read_bundle
-from pipelines.integrity import changed_files
+from pipelines.integrity import changed_files, refuse
 from pipelines.postprocess import Form, Reader, form_of, problem_type
 from pipelines.recipe import usable_cores
 from pipelines.routing import FallbackWarning, Router
@@ -264,10 +264,7 @@ def _refuse_changed(bundle: Bundle) -> None:
     """Refuse a bundle whose configuration or tokenizer is not what was released: it would answer something else."""
     apart = ("evidence/", "onnx/", "variants/", "report.json")
     names = [name for name in bundle.manifest.files if name.endswith(_READ) and not name.startswith(apart)]
-    found = [d for d in changed_files(bundle.path, names, bundle.manifest.files) if d.kind != "missing"]
-    if found:
-        told = "; ".join(map(str, found))
-        raise RequestError("a file of the bundle is not as it was written", told, "Get or make the bundle again")
+    refuse([d for d in changed_files(bundle.path, names, bundle.manifest.files) if d.kind != "missing"])
 
 
 def _engines(bundle: Bundle) -> frozenset[str]:

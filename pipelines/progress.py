@@ -30,7 +30,7 @@ class Progress:
         self._started = time.monotonic()
         self._spoke = self._started
         self._status: Status | None = None
-        self._doing: dict[int, str] = {}  # by thread, what runs now and what is said of it
+        self._doing: dict[int, tuple[str, str]] = {}  # by thread, what runs now and what is said of it
         self._lock = threading.RLock()
         self._terminal = sys.stderr.isatty() and not quiet
 
@@ -48,40 +48,39 @@ class Progress:
     def update(self, text: str) -> None:
         """What the step of this thread is doing; replaced by the next."""
         with self._lock:
-            doing = self._doing.get(threading.get_ident(), "").partition(" [dim]")[0]
-            if self._terminal:
-                self._show(f"{doing} [dim]· {_escape(text)}[/dim]")
-            elif time.monotonic() - self._spoke >= _SILENT_S:
-                self.say(f"{doing}: {text}" if doing else text)
+            step, _ = self._doing.get(threading.get_ident(), ("", ""))
+            self._show((step, text))
+            if not self._terminal and time.monotonic() - self._spoke >= _SILENT_S:
+                self.say(f"{step}: {text}" if step else text)
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
         """A step that takes a while: shown while it runs, kept as a line with its duration when it is done."""
         began = time.monotonic()
-        if self._terminal:
-            self._show(_escape(text))
-        else:
+        self._show((text, ""))
+        if not self._terminal:
             self.say(f"{text} …")
-            self._doing[threading.get_ident()] = text
         try:
             yield
         finally:
             self._show(None)
-            self._doing.pop(threading.get_ident(), None)
         seconds = time.monotonic() - began
         if seconds >= 0.05:
             self.say(f"{text}: done in {seconds:.1f} s")
 
-    def _show(self, text: str | None) -> None:
-        """Have the live line show `text` for this thread, or nothing of it any more."""
-        if not self._terminal:
-            return
+    def _show(self, doing: tuple[str, str] | None) -> None:
+        """Note what this thread does, or that it does nothing any more; a terminal's live line shows it."""
         with self._lock:
-            if text is None:
+            if doing is None:
                 self._doing.pop(threading.get_ident(), None)
             else:
-                self._doing[threading.get_ident()] = text
-            line = "  |  ".join(self._doing.values())
+                self._doing[threading.get_ident()] = doing
+            if not self._terminal:
+                return
+            line = "  |  ".join(
+                f"{_escape(step)} [dim]· {_escape(said)}[/dim]" if said else _escape(step)
+                for step, said in self._doing.values()
+            )
             if not self._doing:
                 if self._status is not None:
                     self._status.stop()

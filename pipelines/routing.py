@@ -13,7 +13,7 @@ import numpy as np
 from exporter.artifact import Signature
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
 from pipelines.baselines import PORTABLE
-from pipelines.integrity import changed_files
+from pipelines.integrity import changed_files, refuse
 from pipelines.recipe_sections import parse_point
 
 if TYPE_CHECKING:
@@ -170,9 +170,8 @@ class Router:
     def _open(self, entry: VariantEntry) -> Session:
         from exporter.targets import get_target
 
-        if self.check and (found := changed_files(self.bundle.path, entry.files, self.bundle.manifest.files)):
-            told = "; ".join(map(str, found))
-            raise RequestError("a file of the bundle is not as it was written", told, "Get or make the bundle again")
+        if self.check:
+            refuse(changed_files(self.bundle.path, entry.files, self.bundle.manifest.files))
         target = get_target(entry.target)
         return target.open(
             self.bundle.artifact(entry), entry.variant, threads=self.threads, trusted_digests=self.trusted_digests

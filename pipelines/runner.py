@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +18,6 @@ from pipelines import assemble
 from pipelines.artifacts import Artifacts, export_onnx, export_program, make_artifacts, with_needs
 from pipelines.bundle import Bundle, check_out, read_bundle, write_bundle
 from pipelines.cache import Cache, log_folder
-from pipelines.cache_entry import package_version
 from pipelines.digests import path_digest
 from pipelines.judging import Bench, Judged, add_timings, locate
 from pipelines.lanes import lanes_for
@@ -28,7 +26,7 @@ from pipelines.progress import Progress
 from pipelines.quantizing import Learning
 from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
 from pipelines.searching import kept_forms
-from pipelines.verification.latency_result import BUSY
+from pipelines.verification.latency_result import spoils
 from pipelines.workshop import TORCH, Made, Workshop
 
 if TYPE_CHECKING:
@@ -78,11 +76,12 @@ def run(
     digest = recipe_digest(resolved)
     state = check_out(folder, source.digest, digest, overwrite)
     if state == "up-to-date":
-        stale = _stale(folder)
+        there = read_bundle(folder)
+        stale = _stale(there)
         if not (overwrite and stale):
             hint = f", but {stale}: --overwrite makes it anew" if stale else ""
             progress.say(f"{folder} is up to date{hint}")
-            return read_bundle(folder)
+            return there
         state = "replace"
     with Cache() if use_cache else Cache.disabled() as cache:
         log = _log(name)
@@ -100,13 +99,12 @@ def run(
             raise
 
 
-def _stale(folder: Path) -> str:
+def _stale(bundle: Bundle) -> str:
     """Why a bundle of the same source and recipe might be made anew all the same; empty where nothing says so."""
-    made_by, here = read_bundle(folder).manifest.planish_version, package_version("planish") or "0"
+    made_by, here = bundle.manifest.planish_version, assemble.planish_version()
     if made_by != here:
         return f"Planish {made_by} made it, and this is {here}"
-    race = json.loads((folder / "evidence" / "latency.json").read_text(encoding="utf-8"))
-    if (race.get("busy_elsewhere") or 0.0) > BUSY:
+    if spoils(bundle.manifest.environment.get("busy_elsewhere")):
         return "other programs kept the machine busy while it was timed"
     return ""
 

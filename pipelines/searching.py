@@ -12,7 +12,7 @@ from exporter.targets.onnxruntime import LITERAL
 from pipelines.artifacts import Artifacts, try_engine
 from pipelines.judging import CPU_RUNNER, Bench, Judged, gate_settings, locate
 from pipelines.plan import PORTABLE_FILES
-from pipelines.quantizing import Base, Learning
+from pipelines.quantizing import SCHEMES, Base, Learning
 from pipelines.workshop import ONNX, TORCH, Made
 
 SUFFIX = "-kept"
@@ -25,8 +25,6 @@ SEARCHED: dict[tuple[str, str], tuple[str | None, ...]] = {
     ("tensorrt-rtx", "int8"): ("static-smooth", "static"),
 }
 """By target and precision, the forms whose layers can be kept one by one."""
-_SCHEMES = {"tensorrt-rtx": "tensorrt"}
-_FILES = {"int8": "model_int8.onnx", "int4": "model_int4.onnx"}
 
 
 def kept_forms(
@@ -105,17 +103,19 @@ def _search(bench: Bench, artifacts: Artifacts, judged: Judged, learning: Learni
 
 def _how(judged: Judged, base: Base, learning: Learning, external_data: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """How forms are made and opened in a search, and the packages that it depends on."""
+    from pipelines.stages.quantize import FILES, PROGRAM
+
     candidate, variant = judged.candidate, judged.candidate.variant
     how: dict[str, Any] = {"precision": variant.precision, "form": variant.form}
     if base.artifact.format == "pt2":
         alpha = learning.alpha if "smooth" in str(variant.form) else None
-        return {**how, "name": "model.pt2", "alpha": alpha}, (*TORCH, "torchao", "numpy")
-    place = PORTABLE_FILES.get(candidate.ingredient + SUFFIX, _FILES[variant.precision])
+        return {**how, "name": PROGRAM, "alpha": alpha}, (*TORCH, "torchao", "numpy")
+    place = PORTABLE_FILES.get(candidate.ingredient + SUFFIX, FILES[variant.precision])
     return {
         **how,
         "runner": [CPU_RUNNER, LITERAL] if candidate.skip else [variant.target, variant.form],
         "name": Path(place).name,  # a graph names the file of its weights: no name can be changed later
-        "scheme": None if base.table is None else _SCHEMES.get(variant.target, variant.target),
+        "scheme": None if base.table is None else SCHEMES[candidate.ingredient.rpartition("-")[2]],
         "method": None if base.table is None else learning.method,
         "tables": learning.tables,
         "external_data": external_data,

@@ -9,7 +9,7 @@ from pipelines.baselines import label
 from pipelines.cli.screens import Screen
 from pipelines.report.formats import milliseconds, ratio, short
 from pipelines.report.variant import geometric_mean
-from pipelines.verification.latency_result import BUSY
+from pipelines.verification.latency_result import spoils
 
 _LONGEST_REASON = 300
 Entries = Mapping[str, Mapping[str, Any]]
@@ -51,8 +51,8 @@ def show_latency(record: Mapping[str, Any]) -> None:
         "first.",
         "dim",
     )
-    busy = record.get("busy_elsewhere") or 0.0
-    if busy > BUSY:
+    busy = record.get("busy_elsewhere")
+    if spoils(busy):
         screen.line(f"Not to be relied on: other programs took {busy:.0%} of the processors meanwhile.", "inconclusive")
     for name, timing in workers.items():
         if timing["error"]:

@@ -39,6 +39,7 @@ def describe_bundle(folder: Path) -> dict[str, Any]:
     manifest = bundle.manifest
     files = {name: _file(bundle, name) for name in manifest.files}
     plain = manifest.model_dump(mode="json")
+    report = _json_file(bundle.path / "report.json")
     variants = []
     for variant in plain["variants"]:
         own = [files.get(name) or _file(bundle, name) for name in variant["files"]]
@@ -47,9 +48,9 @@ def describe_bundle(folder: Path) -> dict[str, Any]:
         "kind": "bundle",
         "path": str(folder),
         **{key: plain[key] for key in ("name", "task", "created", "planish_version", "source")},
-        "verdict": _verdict(bundle),
+        "verdict": _verdict(bundle, report),
         "selected": plain["selected"],
-        "latency": {"points": bundle.points, "baseline": _baseline(bundle)},
+        "latency": {"points": bundle.points, "baseline": _baseline(report)},
         "variants": variants,
         "input_contract": plain["input_contract"],
         "environment": plain["environment"],
@@ -217,9 +218,8 @@ def _file(bundle: Bundle, name: str) -> dict[str, Any]:
     return {"path": name, "bytes": entry.bytes, "state": state}
 
 
-def _verdict(bundle: Bundle) -> dict[str, Any]:
+def _verdict(bundle: Bundle, report: Any) -> dict[str, Any]:
     """The verdict of the run as its report gives it, or what the manifest's selection says."""
-    report = _json_file(bundle.path / "report.json")
     verdict = report.get("verdict") if isinstance(report, dict) else None
     if isinstance(verdict, dict) and isinstance(verdict.get("sentence"), str):
         return {"ok": verdict.get("ok") is True, "sentence": verdict["sentence"]}
@@ -228,11 +228,11 @@ def _verdict(bundle: Bundle) -> dict[str, Any]:
     return {"ok": chosen is not None, "sentence": sentence}
 
 
-def _baseline(bundle: Bundle) -> str | None:
+def _baseline(report: Any) -> str | None:
     """What speed-ups are over, as its report says."""
     from pipelines.report.formats import dig
 
-    baseline = dig(_json_file(bundle.path / "report.json"), "latency", "baseline")
+    baseline = dig(report, "latency", "baseline")
     return baseline if isinstance(baseline, str) else None
 
 

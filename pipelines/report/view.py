@@ -13,7 +13,7 @@ from pipelines import baselines
 from pipelines.baselines import EAGER
 from pipelines.report.formats import count, dig, listing, mapping, number, shown, significant, words
 from pipelines.report.variant import OVERALL, STATUSES, VariantView
-from pipelines.verification.latency_result import BUSY
+from pipelines.verification.latency_result import spoils
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ReportView:
     def busy_share(self) -> float | None:
         """The share of the processors that other programs took during timing, where that spoils the figures."""
         share = number(dig(self.data, "environment", "busy_elsewhere"))
-        return share if share is not None and share > BUSY else None
+        return share if spoils(share) else None
 
     @property
     def busy_note(self) -> str:

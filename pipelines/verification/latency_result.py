@@ -19,6 +19,11 @@ Rounds = Mapping[RoundKey, float]
 """The duration of each round's block, a median in milliseconds."""
 
 
+def spoils(busy_elsewhere: float | None) -> bool:
+    """Whether other programs took so much of the processors (0 to 1) that a timing tells nothing."""
+    return busy_elsewhere is not None and busy_elsewhere > BUSY
+
+
 @dataclass(frozen=True)
 class PointTiming:
     """One worker at one operating point. Percentiles are over all runs, host ones included copying in and out.

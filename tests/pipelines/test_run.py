@@ -184,13 +184,12 @@ def test_a_bundle_timed_on_a_busy_machine_is_timed_again(
     overrides = [*SMALL, f"data.evaluation={texts}", "latency.budget_s=0.9"]
     recipe = Recipe.from_source(str(model_folder("bert")), overrides=overrides)
     # That the machine was busy, or was not, is said here and not measured.
-    monkeypatch.setattr("pipelines.runner.BUSY", -1.0)
-    monkeypatch.setattr("pipelines.judging.BUSY", -1.0)
+    monkeypatch.setattr("pipelines.verification.latency_result.BUSY", -1.0)
     first = run(recipe, out=tmp_path / "out")
     again = run(recipe, out=tmp_path / "out", overwrite=True)
 
     assert first.manifest.files["evidence/latency.json"] != again.manifest.files["evidence/latency.json"]
-    monkeypatch.setattr("pipelines.runner.BUSY", 1.0)
+    monkeypatch.setattr("pipelines.verification.latency_result.BUSY", 1.0)
     kept = run(recipe, out=tmp_path / "out", overwrite=True)
     assert kept.manifest == again.manifest
 
@@ -199,10 +198,9 @@ def test_a_bundle_of_another_version_is_made_anew_only_where_asked(
     bundle: Path, cache: Path, model_folder: Folders, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLANISH_CACHE", str(cache))
-    monkeypatch.setattr("pipelines.runner.BUSY", 1.0)
+    monkeypatch.setattr("pipelines.verification.latency_result.BUSY", 1.0)
     recipe = Recipe.from_source(str(model_folder("bert")), overrides=[*SMALL, f"data.evaluation={texts}"])
     made = run(recipe, out=tmp_path / "out")
-    monkeypatch.setattr("pipelines.runner.package_version", lambda name: "99.0")
     monkeypatch.setattr("pipelines.assemble.package_version", lambda name: "99.0")
     assert run(recipe, out=tmp_path / "out").manifest == made.manifest
     assert run(recipe, out=tmp_path / "out", overwrite=True).manifest.planish_version == "99.0"
