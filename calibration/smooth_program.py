@@ -15,7 +15,6 @@ from calibration.factors import (
     choose_factors,
     group_record,
     no_gain,
-    nothing_smoothed,
     smoothing_record,
 )
 from calibration.quantize.products import Kept
@@ -42,10 +41,10 @@ def smooth_program(
         alpha: See `calibration.factors.choose_factors`.
 
     Returns:
-        The record that `calibration.smooth.smooth_file` gives.
+        The record that `calibration.smooth.smooth_file` gives. Without ``groups`` nothing was smoothed.
 
     Raises:
-        RequestError: There are no samples, an activation is NaN or infinite, or nothing can be smoothed.
+        RequestError: There are no samples, or an activation is NaN or infinite.
         InternalError: The outputs differ by more than rounding.
     """
     import torch
@@ -72,8 +71,7 @@ def smooth_program(
             raise RequestError("there are no calibration samples", None, "Give data with at least one row")
         record = _smooth(module, linears, seen, alpha)
         if not record["groups"]:
-            without = "it has no linear layer with constant weights"
-            raise nothing_smoothed(record, "nothing in the program can be smoothed", without)
+            return record
         module.graph.eliminate_dead_code()
         module.graph.lint()
         module.recompile()

@@ -20,7 +20,7 @@ SEARCHED: dict[tuple[str, str], tuple[str | None, ...]] = {
     ("openvino-cpu", "int8"): ("static-smooth", "static"),
     ("onnxruntime-cpu", "int8"): ("dynamic", "dynamic-fused", "dynamic-smooth", "weights"),
     ("onnxruntime-cpu", "int4"): (None,),
-    ("inductor-cpu", "int8"): ("static", "static-smooth", "dynamic"),
+    ("inductor-cpu", "int8"): ("static-smooth", "static", "dynamic"),
     ("tensorrt", "int8"): ("static-smooth", "static"),
     ("tensorrt-rtx", "int8"): ("static-smooth", "static"),
 }

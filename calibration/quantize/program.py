@@ -93,7 +93,8 @@ def calibrate_program(
     Args:
         artifact: A ``.pt2`` program in FP32.
         form: ``static`` takes ranges from `samples` (smallest and largest value seen), ``dynamic`` from each batch;
-            ``static-smooth`` moves outliers of activations into weights first (`calibration.smooth_program`).
+            ``static-smooth`` moves outliers of activations into weights first (`calibration.smooth_program`), where
+            that pays anywhere.
         samples: Gives the batches for calibration; not called for ``dynamic``.
         alpha: Of ``static-smooth``, see `calibration.factors.choose_factors`.
 

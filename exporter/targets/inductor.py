@@ -223,8 +223,8 @@ class InductorCpu(Target):
     name = "inductor-cpu"
     consumes = "pt2"
     precisions = ("fp32", "int8")
-    forms: ClassVar = {"int8": ("static",)}
-    rare_forms: ClassVar = {"int8": ("dynamic", "static-smooth")}
+    forms: ClassVar = {"int8": ("static-smooth",)}
+    rare_forms: ClassVar = {"int8": ("static", "dynamic")}
     portable = False
 
     def availability(self, variant: Variant | None = None) -> Availability:

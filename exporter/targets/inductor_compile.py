@@ -29,7 +29,14 @@ def compile_program(program: Path) -> list[str]:
     args, kwargs = loaded.example_inputs
     module = loaded.module(check_guards=False)
     del loaded
-    options: dict[str, Any] = {"aot_inductor.package": True, "freezing": True, "compile_threads": 1}
+    options: dict[str, Any] = {
+        "aot_inductor.package": True,
+        # Precompiled headers take as long to make as they save, and no other compilation finds them: each time 300 MB
+        # would stay behind in the folder of temporary files.
+        "aot_inductor.precompile_headers": False,
+        "freezing": True,
+        "compile_threads": 1,
+    }
     if not any(isinstance(part, torch.fx.GraphModule) for part in module.modules() if part is not module):
         # With one graph alone, what that graph does not read nothing reads. (A function, which copies of the options
         # share: a `functools.partial` would be copied with all weights.)

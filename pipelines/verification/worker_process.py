@@ -13,8 +13,9 @@ from pipelines.processes import Child
 
 FINISH_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
-# torch.compile's pool of compile workers is a session of its own, which would go on while its worker is stopped.
-_ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+# torch.compile's pool of processes would be a session of its own, which goes on while its worker is stopped. Only
+# Triton's kernels are compiled there: those for processors are in threads of the worker's own.
+_ENVIRONMENT = {"TORCH_WARM_POOL": "0"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class WorkerProcess:
             "points": {label: str(path) for label, path in points.items()},
             "sparing": sparing,
         }
-        env = {**_ENVIRONMENT, **spec.env}
+        env = {**_ENVIRONMENT, "TORCHINDUCTOR_COMPILE_THREADS": str(spec.threads), **spec.env}
         self._child = Child("pipelines.verification.worker:serve", arguments, log=log, threads=spec.threads, env=env)
 
     def __enter__(self) -> WorkerProcess:

@@ -31,7 +31,7 @@ def test_forms_of_the_recipe() -> None:
         recipe = Recipe(source="a", targets=["onnxruntime-cpu", "openvino-cpu", "inductor-cpu"], **fields)
         return {c.variant.id for c in candidates(recipe, traceable=True) if c.variant.precision in ("int8", "int4")}
 
-    usual = {DYNAMIC, STATIC, f"{STATIC}-bf16", f"{STATIC}-bf16-shaped", "inductor-cpu-int8-static"}
+    usual = {DYNAMIC, STATIC, f"{STATIC}-bf16", f"{STATIC}-bf16-shaped", "inductor-cpu-int8-static-smooth"}
     assert planned() == usual
     assert planned(forms="all") == usual | {
         "onnxruntime-cpu-int8-dynamic-fused",
@@ -41,7 +41,7 @@ def test_forms_of_the_recipe() -> None:
         f"{PLAIN_STATIC}-bf16",
         f"{STATIC}-shaped",
         "inductor-cpu-int8-dynamic",
-        "inductor-cpu-int8-static-smooth",
+        "inductor-cpu-int8-static",
     }
     assert planned(precisions=["fp32"]) == set()
     assert planned(precisions=["fp32", "int4"]) == planned(precisions=["fp32", "int4"], forms="all") == {INT4}
@@ -294,7 +294,7 @@ def test_a_search_for_compiled_code_keeps_the_planted_layer(
     model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
 ) -> None:
     hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
-    out, plain = tmp_path / "out", "inductor-cpu-int8-static"
+    out, plain = tmp_path / "out", "inductor-cpu-int8-static-smooth"
     asked = ("targets=[inductor-cpu]", "precisions=[int8]", f"require=[{plain}-kept]")
     done = export(hostile, out, cache, *asked, options=["--data", texts])
     assert done.returncode == 0, done.stderr
