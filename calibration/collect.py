@@ -220,16 +220,21 @@ def _observe(graph: ir.Model, name: str, value: ir.Value) -> None:
 
     from exporter.passes.graphs import add_constant
 
-    shape = value.shape
-    by_channel = shape is not None and len(shape) > 1 and isinstance(shape[-1], int)
-    axes: list[ir.Value | None] = []
-    if by_channel and shape is not None:
-        axes = [add_constant(graph.graph, np.arange(len(shape) - 1, dtype=np.int64), "observed_axes")]
+    rank = len(value.shape) if value.shape is not None else 0
+    channels = value.shape[-1] if value.shape is not None and rank > 1 and isinstance(value.shape[-1], int) else None
+    # One axis first, then the others: ONNX Runtime reduces many short columns, or rows, up to six times as fast as few
+    # long ones, and reduces a whole tensor on one thread.
+    steps: list[list[int]] = [[-1], []] if rank > 1 else [[]]
+    if channels is not None:
+        steps = [[-2], list(range(rank - 2))] if rank > 2 else [[0]]
+    axes = [add_constant(graph.graph, np.array(step, np.int64), "observed_axes") if step else None for step in steps]
     for kind, op_type in zip(_STATISTICS, ("ReduceMin", "ReduceMax", "ReduceSum"), strict=True):
-        node = ir.node(op_type, [value, *axes], attributes={"keepdims": 0})
-        _output(
-            graph, node, f"{name}|{kind}", ir.DataType.FLOAT, [shape[-1]] if by_channel and shape is not None else []
-        )
+        reduced = value
+        for step in axes[:-1]:
+            graph.graph.append(ir.node(op_type, [reduced, step], attributes={"keepdims": 0}))
+            reduced = graph.graph[-1].outputs[0]
+        node = ir.node(op_type, [reduced, axes[-1]] if axes[-1] else [reduced], attributes={"keepdims": 0})
+        _output(graph, node, f"{name}|{kind}", ir.DataType.FLOAT, [] if channels is None else [channels])
     _output(graph, ir.node("Size", [value]), f"{name}|count", ir.DataType.INT64, [])
 
 
