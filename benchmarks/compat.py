@@ -3,9 +3,10 @@
     python benchmarks/compat.py [BUNDLE …] [--tools optimum-onnx sentence-transformers transformers.js]
 
 The environments are made under ``--environments`` (by default ``~/.cache/planish/compat``) and kept. What each tool
-computes from fixed sentences, tokenization included, is compared with the bundle's ``onnx/model.onnx`` in plain ONNX
-Runtime; where the bundle has golden outputs, plain ONNX Runtime is compared with those of the original first. The
-result goes to ``benchmarks/results/compat.json`` and ``.md``; exit status 1 when a tool failed or disagreed.
+computes from fixed sentences, tokenization included, is compared with the same file in plain ONNX Runtime: the bundle's
+``onnx/model.onnx``, and ``onnx/model_int8.onnx`` where it has one. Where the bundle has golden outputs, plain ONNX
+Runtime is compared with those of the original first. The result goes to ``benchmarks/results/compat.json`` and
+``.md``; exit status 1 when a tool failed or disagreed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ BUNDLES = HERE.parent / "bundles"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planish" / "compat"
 TOLERANCE_RMS = 1e-5
 """The RMS relative difference up to which two runs of one FP32 graph agree: other versions order sums otherwise."""
+SHARE = 0.1
+"""Two runs of an int8 graph agree up to this share of its own difference to the FP32 graph: what differs in the last
+bits may be rounded to the next integer."""
+FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 GOLDEN = "ONNX Runtime against the original's golden outputs"
 TEXTS = [
     "Hello.",
@@ -83,7 +89,7 @@ def examine(bundle: Path, places: dict[str, Path | str], task: str | None) -> li
     manifest = _json(bundle / "planish.json")
     name, task = manifest.get("name", bundle.name), task or manifest.get("task", "feature-extraction")
     say(f"{name}: plain ONNX Runtime")
-    request, reference, mask = refer(bundle, task)
+    asked = [refer(bundle, task, dtype) for dtype, file in FILES.items() if (bundle / file).is_file()]
     rows = [{"bundle": name, "tool": "plain ONNX Runtime", **row} for row in golden_rows(bundle)]
     for tool_name, place in places.items():
         tool = TOOLS[tool_name]
@@ -94,18 +100,38 @@ def examine(bundle: Path, places: dict[str, Path | str], task: str | None) -> li
         elif reason:
             rows.append({**base, "versions": {}, "loaded": "", "verdict": "skipped", "reason": reason})
         else:
-            say(f"{name}: {tool_name}")
-            rows += [{**base, **row} for row in tool_rows(tool, place, bundle, request, reference, mask)]
+            for one in asked:
+                say(f"{name}: {tool_name}, {one.request['file']}")
+                limits = dict.fromkeys(one.reference, TOLERANCE_RMS)
+                if one is not asked[0]:
+                    first = asked[0].reference
+                    limits = {n: SHARE * differences(first[n], a, one.mask)[1] for n, a in one.reference.items()}
+                rows += [{**base, **row} for row in tool_rows(tool, place, bundle, one, limits)]
     return rows
 
 
-def refer(bundle: Path, task: str) -> tuple[dict[str, Any], Arrays, np.ndarray]:
-    """What tools are asked to do, what plain ONNX Runtime makes of it, and which positions count."""
+@dataclass(frozen=True)
+class Asked:
+    """What tools are asked to do with one file.
+
+    Attributes:
+        request: For the tool's script.
+        reference: By output, what plain ONNX Runtime makes of it.
+        mask: Which positions count.
+    """
+
+    request: dict[str, Any]
+    reference: Arrays
+    mask: np.ndarray
+
+
+def refer(bundle: Path, task: str, dtype: str) -> Asked:
+    """What tools are asked to do with the file of one precision."""
     from exporter.encoders.text import TextEncoder
     from exporter.targets.onnxruntime import open_cpu_session
     from exporter.tasks import get_task
 
-    session = open_cpu_session(bundle / "onnx" / "model.onnx", threads=os.cpu_count() or 1)
+    session = open_cpu_session(bundle / FILES[dtype], threads=os.cpu_count() or 1)
     names = tuple(value.name for value in session.get_inputs())
     encoder = TextEncoder.load(bundle, inputs=names, truncation=get_task(task).truncation)
     texts, pairs = (([QUESTION] * len(TEXTS)), TEXTS) if task == "question-answering" else (TEXTS, None)
@@ -114,6 +140,8 @@ def refer(bundle: Path, task: str) -> tuple[dict[str, Any], Arrays, np.ndarray]:
     pooling, normalize = pooling_of(bundle)
     request = {
         "task": task,
+        "dtype": dtype,
+        "file": FILES[dtype],
         "texts": texts,
         "pairs": pairs,
         "outputs": list(outputs),
@@ -124,7 +152,7 @@ def refer(bundle: Path, task: str) -> tuple[dict[str, Any], Arrays, np.ndarray]:
     if task == "text-classification":
         shifted = np.exp(outputs["logits"] - outputs["logits"].max(axis=-1, keepdims=True))
         reference["scores"] = shifted / shifted.sum(axis=-1, keepdims=True)
-    return request, reference, inputs.get("attention_mask", np.ones_like(inputs["input_ids"]))
+    return Asked(request, reference, inputs.get("attention_mask", np.ones_like(inputs["input_ids"])))
 
 
 def pooling_of(bundle: Path) -> tuple[str | None, bool]:
@@ -162,13 +190,18 @@ def golden_rows(bundle: Path) -> list[dict[str, Any]]:
             worst[name] = tuple(np.maximum(worst.get(name, (0.0, 0.0)), size).tolist())
     versions = {"onnxruntime": onnxruntime.__version__}
     loaded = f"InferenceSession(onnx/model.onnx), against the original on {cases} golden inputs"
-    return [{"versions": versions, "loaded": loaded, **judge(name, *size)} for name, size in worst.items()]
+    return [
+        {"versions": versions, "loaded": loaded, **judge(name, *size, TOLERANCE_RMS)} for name, size in worst.items()
+    ]
 
 
-def tool_rows(
-    tool: Tool, place: Path, bundle: Path, request: dict[str, Any], reference: Arrays, mask: np.ndarray
-) -> list[dict[str, Any]]:
-    """Have a tool load the bundle and run the sentences; one row for each output that it gave."""
+def tool_rows(tool: Tool, place: Path, bundle: Path, wanted: Asked, limits: dict[str, float]) -> list[dict[str, Any]]:
+    """Have a tool load the bundle and run the sentences; one row for each output that it gave.
+
+    Args:
+        limits: By output, the RMS relative difference up to which it agrees.
+    """
+    request, reference = wanted.request, wanted.reference
     with tempfile.TemporaryDirectory(prefix="planish-compat-") as folder:
         asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
@@ -182,7 +215,7 @@ def tool_rows(
         if "error" in check:
             rows.append({**base, "verdict": "failed", "reason": failure(check["error"], bundle)})
             continue
-        if check["file"] != "onnx/model.onnx":  # files of one name confuse some tools, by the order of the folder
+        if check["file"] != request["file"]:  # files of one name confuse some tools, by the order of the folder
             rows.append({**base, "verdict": "failed", "reason": f"it opened {check['file']}"})
             continue
         arrays = {name: np.array(a["data"]).reshape(a["shape"]) for name, a in check["arrays"].items()}
@@ -192,7 +225,8 @@ def tool_rows(
         elif not arrays:
             rows.append({**base, "verdict": "failed", "reason": "it gave none of the model's outputs"})
         else:
-            rows += [{**base, **judge(n, *differences(reference[n], a, mask))} for n, a in arrays.items()]
+            sizes = {n: differences(reference[n], array, wanted.mask) for n, array in arrays.items()}
+            rows += [{**base, **judge(n, *size, limits[n])} for n, size in sizes.items()]
     return rows
 
 
@@ -204,11 +238,11 @@ def differences(expected: np.ndarray, found: np.ndarray, mask: np.ndarray | None
     return (float("inf"), float("inf")) if error.nonfinite_mismatch else (error.max_abs, error.rms_relative)
 
 
-def judge(output: str, max_abs: float, rms: float) -> dict[str, Any]:
+def judge(output: str, max_abs: float, rms: float, limit: float) -> dict[str, Any]:
     finite = bool(np.isfinite(rms))
-    agrees = finite and rms <= TOLERANCE_RMS
+    agrees = finite and rms <= limit
     reason = "" if agrees else "it computes something else" if finite else "other shapes, or NaN or Inf"
-    figures = {"max_abs": max_abs if finite else None, "rms_relative": rms if finite else None}
+    figures = {"max_abs": max_abs if finite else None, "rms_relative": rms if finite else None, "limit_rms": limit}
     return {"output": output, **figures, "verdict": "agrees" if agrees else "failed", "reason": reason}
 
 
@@ -218,14 +252,17 @@ def render(document: dict[str, Any]) -> str:
         "# Bundles in other people's tools",
         "",
         f"{document['date']}. {document['texts']} sentences; each tool tokenizes and runs them itself. Differences are "
-        f"to the bundle's `onnx/model.onnx` in plain ONNX Runtime; up to an RMS relative difference of "
-        f"{document['tolerance_rms']:g} a tool agrees.",
+        "to the same file in plain ONNX Runtime: `onnx/model.onnx`, and where that is said `onnx/model_int8.onnx`. A "
+        f"tool agrees up to an RMS relative difference of {document['tolerance_rms']:g} in FP32, and in int8 of a tenth "
+        "of what int8 itself makes.",
         "",
-        "| bundle | tool | loaded | output | max abs | RMS relative | verdict |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| bundle | tool | loaded | output | max abs | RMS relative | limit | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in document["checks"]:
-        figures = ["–" if row.get(key) is None else f"{row[key]:.1e}" for key in ("max_abs", "rms_relative")]
+        figures = [
+            "–" if row.get(key) is None else f"{row[key]:.1e}" for key in ("max_abs", "rms_relative", "limit_rms")
+        ]
         verdict = row["verdict"] + (f": {row['reason']}" if row.get("reason") else "")
         loaded = f"`{row['loaded']}`" if row["loaded"] else "–"
         cells = [row["bundle"], row["tool"], loaded, row.get("output") or "–", *figures, verdict.replace("|", "\\|")]

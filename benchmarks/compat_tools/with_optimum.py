@@ -22,8 +22,10 @@ CLASSES = {
 
 def main() -> None:
     bundle, request = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    folder, _, name = request["file"].rpartition("/")
     # As a stranger would, and as the documentation advises for a folder with several ONNX files.
-    ways: list[dict[str, str]] = [{}, {"subfolder": "onnx", "file_name": "model.onnx"}]
+    ways: list[dict[str, str]] = [{}] if request["dtype"] == "fp32" else []
+    ways.append({"subfolder": folder, "file_name": name})
     answer = {
         "versions": {
             name: version(name) for name in ("optimum-onnx", "optimum", "transformers", "onnxruntime", "torch")

@@ -16,7 +16,8 @@ PACKAGES = ("sentence-transformers", "optimum-onnx", "transformers", "onnxruntim
 
 def main() -> None:
     bundle, request = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
-    ways: list[dict[str, str]] = [{}, {"file_name": "onnx/model.onnx"}]
+    ways: list[dict[str, str]] = [{}] if request["dtype"] == "fp32" else []
+    ways.append({"file_name": request["file"]})
     answer = {
         "versions": {name: version(name) for name in PACKAGES},
         "checks": [check(bundle, request, way) for way in ways],

@@ -18,6 +18,8 @@ const find = createRequire(path.join(packages, "package.json"));
 const library = await import(pathToFileURL(find.resolve("@huggingface/transformers")));
 const request = JSON.parse(readFileSync(requestFile, "utf-8"));
 const name = path.basename(bundle);
+const dtype = request.dtype; // chooses the file: onnx/model.onnx, or onnx/model_int8.onnx
+const shown = `{ dtype: "${dtype}" }`;
 library.env.allowRemoteModels = false;
 library.env.localModelPath = path.dirname(bundle);
 
@@ -26,7 +28,7 @@ const plain = (tensor) => ({ shape: tensor.dims, data: Array.from(tensor.data, N
 // A failure is part of the answer.
 async function check(loaded, run) {
   try {
-    return { loaded, file: "onnx/model.onnx", arrays: await run() };
+    return { loaded, file: request.file, arrays: await run() };
   } catch (error) {
     return { loaded, error: `${error.name}: ${error.message}` };
   }
@@ -35,9 +37,9 @@ async function check(loaded, run) {
 const checks = [];
 const kind = CLASSES[request.task];
 checks.push(
-  await check(`${kind}.from_pretrained(bundle, { dtype: "fp32" })`, async () => {
+  await check(`${kind}.from_pretrained(bundle, ${shown})`, async () => {
     const tokenizer = await library.AutoTokenizer.from_pretrained(name);
-    const model = await library[kind].from_pretrained(name, { dtype: "fp32" });
+    const model = await library[kind].from_pretrained(name, { dtype });
     const options = { padding: true, truncation: true, ...(request.pairs ? { text_pair: request.pairs } : {}) };
     const inputs = await tokenizer(request.texts, options);
     const outputs = await model(inputs);
@@ -51,16 +53,16 @@ checks.push(
 if (request.pooling) {
   const options = { pooling: request.pooling, normalize: request.normalize };
   checks.push(
-    await check(`pipeline("feature-extraction", bundle, …)(texts, ${JSON.stringify(options)})`, async () => {
-      const run = await library.pipeline("feature-extraction", name, { dtype: "fp32" });
+    await check(`pipeline("feature-extraction", bundle, ${shown})(texts, ${JSON.stringify(options)})`, async () => {
+      const run = await library.pipeline("feature-extraction", name, { dtype });
       return { sentence_embedding: plain(await run(request.texts, options)) };
     }),
   );
 }
 if (request.task === "text-classification") {
   checks.push(
-    await check('pipeline("text-classification", bundle, …)(texts, { top_k: null })', async () => {
-      const run = await library.pipeline("text-classification", name, { dtype: "fp32" });
+    await check(`pipeline("text-classification", bundle, ${shown})(texts, { top_k: null })`, async () => {
+      const run = await library.pipeline("text-classification", name, { dtype });
       const labels = Object.values(run.model.config.id2label);
       const found = await run(request.texts, { top_k: null });
       const data = found.flatMap((scores) => labels.map((label) => scores.find((s) => s.label === label).score));
