@@ -253,8 +253,8 @@ def render(document: dict[str, Any]) -> str:
         "",
         f"{document['date']}. {document['texts']} sentences; each tool tokenizes and runs them itself. Differences are "
         "to the same file in plain ONNX Runtime: `onnx/model.onnx`, and where that is said `onnx/model_int8.onnx`. A "
-        f"tool agrees up to an RMS relative difference of {document['tolerance_rms']:g} in FP32, and in int8 of a tenth "
-        "of what int8 itself makes.",
+        f"tool agrees up to an RMS relative difference of {document['tolerance_rms']:g} in FP32, and in int8 of a "
+        "tenth of what int8 itself makes.",
         "",
         "| bundle | tool | loaded | output | max abs | RMS relative | limit | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
