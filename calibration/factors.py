@@ -10,7 +10,7 @@ import numpy as np
 
 from calibration.quantize.products import Kept
 from calibration.quantize.weights import LARGEST
-from exporter.errors import NotApplicableError, RequestError
+from exporter.errors import RequestError
 
 Array = np.ndarray
 Node = TypeVar("Node")
@@ -153,19 +153,6 @@ def group_record(
         "factor_max": float(factors.max()),
         "expected_error": error,
     }
-
-
-def nothing_smoothed(record: dict[str, Any], what: str, without: str) -> NotApplicableError:
-    """The error where a model has no group that was smoothed.
-
-    Args:
-        record: See `smoothing_record`.
-        what: What happened, as the error says it.
-        without: What it is where there was not even a product to keep.
-    """
-    kept = record["kept"]
-    why = f"{kept[0]['node']}: {kept[0]['why']}" if kept else without
-    return NotApplicableError(what, why, "Leave this form out")
 
 
 def smoothing_record(alpha: float | None, groups: Sequence[dict[str, Any]], kept: Sequence[Kept]) -> dict[str, Any]:

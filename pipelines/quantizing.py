@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact
+from exporter.errors import NotApplicableError
 from pipelines.plan import PORTABLE_FILES
 from pipelines.workshop import ONNX, TORCH, Made, Workshop
 
@@ -118,10 +119,9 @@ def quantize(shop: Workshop, artifacts: Artifacts, ingredient: str, learning: Le
     if "-smooth" in ingredient:
         base = _smooth(shop, artifacts, base, learning, external_data)
         if dynamic and base.smoothing is not None and not base.smoothing["groups"]:  # the plain form beside it again
-            from calibration.factors import nothing_smoothed
-
-            without = "it has no matrix product with constant weights"
-            raise nothing_smoothed(base.smoothing, "nothing in the graph is worth smoothing", without)
+            kept = base.smoothing["kept"]
+            why = f"{kept[0]['node']}: {kept[0]['why']}" if kept else "it has no matrix product with constant weights"
+            raise NotApplicableError("nothing in the graph is worth smoothing", why, "Leave this form out")
     name = ingredient.removeprefix("onnx-")
     beside: dict[str, Any] = {"tables": learning.tables, "external_data": external_data}
     if ingredient in WEIGHTS:
