@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.planish-setup
+STAMP = $(VENV)/.planish-setup$(if $(MORE),-$(MORE))
+comma := ,
 
 # Torch is installed first and exactly, so that nothing else chooses a build for you.
 TORCH ?= torch==2.13.0
@@ -10,6 +11,8 @@ TORCH ?= torch==2.13.0
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 # CPU or NVIDIA runtimes, by looking at the machine; `make setup EXTRA=cpu` decides otherwise.
+#   make setup MORE=rtx      adds NVIDIA's builder for GPUs that need not be there: planish engine BUNDLE --check
+MORE ?=
 EXTRA ?= $(shell if [ -e /proc/driver/nvidia/version ]; then echo gpu; else echo cpu; fi)
 
 # What `make export` works on.
@@ -33,7 +36,7 @@ help: ## Say what there is
 $(STAMP): pyproject.toml constraints/$(EXTRA).txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --constraint constraints/$(EXTRA).txt --editable '.[$(EXTRA),examples,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints/$(EXTRA).txt --editable '.[$(EXTRA),examples,dev$(if $(MORE),$(comma)$(MORE))]'
 	@touch $@
 
 setup: $(STAMP) ## Make .venv with everything in it

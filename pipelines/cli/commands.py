@@ -147,6 +147,22 @@ def bench(
 
 
 @app.command()
+def engine(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")],
+    check: Annotated[bool, typer.Option("--check", help="Build to see whether it can be, and keep nothing.")] = False,
+    gpu: Annotated[
+        list[str] | None, typer.Option("--gpu", help="Compute capability, as SM89; repeatable (default: SM89, SM120).")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Say whether NVIDIA's builder takes a bundle's files; no GPU is needed."""
+    from pipelines.cli.engines import check_engines
+
+    return check_engines(bundle, gpu or [], check, as_json, quiet)
+
+
+@app.command()
 def inspect(
     subject: Annotated[str, typer.Argument(help="A bundle or a model.", metavar="BUNDLE|MODEL")],
     as_json: Json = False,

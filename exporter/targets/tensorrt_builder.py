@@ -1,0 +1,332 @@
+"""Building TensorRT engines: what is asked of the builder, the process that it runs in, and its errors in words.
+
+One builder serves ``tensorrt`` 10 and 11 and ``tensorrt_rtx``: graphs are strongly typed on all of them, so precision
+is what the ONNX file says. TensorRT for RTX builds for GPUs that are named (`EngineOptions.compute_capabilities`) and
+needs none itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.artifact import Signature
+from exporter.errors import EnvironmentLackError, InternalError, PlanishError, RequestError
+from exporter.targets import tensorrt_child
+
+RTX, TENSORRT = "tensorrt_rtx", "tensorrt"
+FAR_APART = 16
+"""Operating points whose work (the product of their axes) differs by more than this have profiles of their own."""
+POLL_SECONDS = 0.2
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""By input: the smallest, the usual and the largest shape."""
+
+
+class OptionError(RequestError):
+    """An option that the installed version lacks (exit status 2)."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built. What the installed version lacks is refused.
+
+    Attributes:
+        compute_capabilities: GPUs to build for without having them, as ``"SM89"`` (TensorRT for RTX only); empty: the
+            GPU of this machine.
+        tf32: Multiply FP32 with ten bits of mantissa, as the library does unless told otherwise.
+        level: Builder optimization level, 0 to 5; ``None``: the library's.
+        workspace_bytes: Most scratch memory that a layer may ask for; ``None``: all there is.
+        sparse_weights: Use kernels for 2:4 sparse weights.
+        version_compatible: The engine also runs on later minor versions.
+        hardware_compatible: ``"AMPERE_PLUS"`` or ``"SAME_COMPUTE_CAPABILITY"``: the engine also runs on other GPUs.
+        refit: Weights can be replaced afterwards.
+        strip_weights: The engine carries no weights; it is refitted with them when it is opened.
+        weight_streaming: Weights may stay in host memory.
+        timing_cache: The file of timings, which is read and written; ``None``: none is kept.
+        timeout_s: A build that takes longer is ended.
+        memory_bytes: A build that holds more (resident) is ended; ``None``: no limit.
+    """
+
+    compute_capabilities: tuple[str, ...] = ()
+    tf32: bool = False
+    level: int | None = None
+    workspace_bytes: int | None = None
+    sparse_weights: bool = False
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+    refit: bool = False
+    strip_weights: bool = False
+    weight_streaming: bool = False
+    timing_cache: Path | None = None
+    timeout_s: float = 1800.0
+    memory_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the child reads them."""
+        cache = None if self.timing_cache is None else str(self.timing_cache)
+        return {**asdict(self), "timing_cache": cache}
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One layer of a built engine.
+
+    Attributes:
+        name: As the builder names it, from the nodes that were fused.
+        kind: ``gemm``, ``kgen`` (a generated kernel) …
+        inputs: TensorRT's names of the inputs' element types: ``Float``, ``Half``, ``BFloat16``, ``Int8``, ``FP8``.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What a build made.
+
+    Attributes:
+        plan: The serialized engine. It is native code.
+        version: Of the library.
+        seconds: What the builder took, parsing not included.
+        bytes: Size of the plan.
+        layers: In order of execution.
+        warnings: The library's own, the first 40.
+    """
+
+    plan: Path
+    version: str
+    seconds: float
+    bytes: int
+    layers: tuple[EngineLayer, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def profiles_of(signature: Signature, points: Sequence[Mapping[str, int]] = ()) -> list[Shapes]:
+    """Optimization profiles over the whole envelope: one, or several where operating points lie far apart.
+
+    Each spans every axis from its smallest to its largest length. They differ in the shapes that kernels are chosen
+    for: of points whose work differs by a factor of 16 at most, the largest.
+
+    Args:
+        signature: The model's inputs and axes.
+        points: Lengths by axis that matter; without any: the largest.
+    """
+    largest = {axis.name: axis.max for axis in signature.axes}
+    ordered = sorted(points, key=_work) or [largest]
+    least, groups = ordered[0], [ordered[0]]
+    for point in ordered:
+        if _work(point) <= FAR_APART * _work(least):
+            groups[-1] = point
+        else:
+            least = point
+            groups.append(point)
+    return [
+        {
+            spec.name: (
+                tuple(d if isinstance(d, int) else signature.axis(d).min for d in spec.shape),
+                tuple(d if isinstance(d, int) else _within(signature, d, point) for d in spec.shape),
+                tuple(d if isinstance(d, int) else signature.axis(d).max for d in spec.shape),
+            )
+            for spec in signature.inputs
+        }
+        for point in groups
+    ]
+
+
+def _work(point: Mapping[str, int]) -> int:
+    product = 1
+    for length in point.values():
+        product *= length
+    return product
+
+
+def _within(signature: Signature, name: str, point: Mapping[str, int]) -> int:
+    axis = signature.axis(name)
+    return min(max(point.get(name, axis.max), axis.min), axis.max)
+
+
+def build_engine(
+    onnx: Path,
+    plan: Path,
+    *,
+    module: str,
+    profiles: Sequence[Shapes],
+    options: EngineOptions | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> BuiltEngine:
+    """Build an engine from an ONNX file, in a process of its own.
+
+    Args:
+        onnx: The file; external data lies beside it.
+        plan: Where the engine is written.
+        module: ``"tensorrt"`` or ``"tensorrt_rtx"``.
+        profiles: See `profiles_of`.
+        options: How it is built.
+        on_progress: Called with what the builder does and the seconds since the start.
+
+    Raises:
+        OptionError: The installed version lacks an option.
+        RequestError: The graph is refused: names the node and says what to do.
+        EnvironmentLackError: The library is not installed, or the time or memory allowed did not suffice.
+        InternalError: The library crashed.
+    """
+    options = options or EngineOptions()
+    if not onnx.is_file():
+        raise RequestError("there is no such ONNX file", onnx, "Check the path")
+    with tempfile.TemporaryDirectory(prefix=".planish-engine-") as folder:
+        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        asked = {"module": module, "onnx": str(onnx), "plan": str(plan), "profiles": profiles}
+        request.write_text(json.dumps({**asked, "options": options.to_dict()}), encoding="utf-8")
+        command = [sys.executable, "-P", tensorrt_child.__file__, str(request), str(answer)]
+        with (Path(folder) / "errors.txt").open("w+b") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+            try:
+                _attend(process, options, on_progress or (lambda text: None))
+            finally:
+                _end(process)
+            if process.returncode or not answer.is_file():
+                errors.seek(0)
+                raise _crashed(onnx, process.returncode, errors.read().decode(errors="replace"))
+        told = json.loads(answer.read_text(encoding="utf-8"))
+    if "errors" in told:
+        raise explain(told, module, onnx)
+    return BuiltEngine(
+        plan,
+        told["version"],
+        told["seconds"],
+        told["bytes"],
+        tuple(EngineLayer(layer["name"], layer["kind"], tuple(layer["inputs"])) for layer in told["layers"]),
+        tuple(told["warnings"]),
+    )
+
+
+def _attend(process: subprocess.Popen[bytes], options: EngineOptions, say: Callable[[str], None]) -> None:
+    """Pass on what the builder says, until it ends or goes beyond its limits."""
+    import psutil
+
+    start = time.monotonic()
+    state = {"text": "starting"}
+
+    def listen() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                found = json.loads(line)
+                state["text"] = f"{found['phase']} {found['done']}/{found['of']}"
+            except (ValueError, KeyError, TypeError):  # something else that the library printed
+                continue
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    said = ""
+    while True:
+        try:
+            process.wait(POLL_SECONDS)
+            listener.join(timeout=5)
+            return
+        except subprocess.TimeoutExpired:
+            pass
+        elapsed = time.monotonic() - start
+        if state["text"] != said:
+            said = state["text"]
+            say(f"{said}, {elapsed:.0f} s")
+        if elapsed > options.timeout_s:
+            raise EnvironmentLackError(
+                "the engine was not built within the time allowed", f"{options.timeout_s:g} s", "Allow more time"
+            )
+        if options.memory_bytes is not None:
+            try:
+                held = psutil.Process(process.pid).memory_info().rss
+            except psutil.Error:
+                continue
+            if held > options.memory_bytes:
+                raise EnvironmentLackError(
+                    "building the engine took more memory than is allowed",
+                    f"{held / 1e6:,.0f} of {options.memory_bytes / 1e6:,.0f} MB",
+                    "Allow more memory, or narrow the shape envelope",
+                )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _crashed(onnx: Path, returncode: int, errors: str) -> InternalError:
+    lines = [line for line in errors.splitlines() if line.strip()]
+    how = f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
+    return InternalError(
+        "TensorRT's builder ended without an answer",
+        f"{onnx.name}: {how}{': ' + lines[-1].strip()[:300] if lines else ''}",
+        "The other targets are not affected; a smaller shape envelope or another version may help",
+    )
+
+
+HINTS = (
+    (
+        "must have same input types",
+        "TensorRT takes types as they stand: let Planish lower the graph, or add a Cast there",
+    ),
+    (
+        "must be of the same type",
+        "TensorRT takes types as they stand: let Planish lower the graph, or add a Cast there",
+    ),
+    ("shiftIsAllZeros", "It rounds symmetrically only: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)"),
+    (
+        "DynamicQuantizeLinear",
+        "It has no such operator: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)",
+    ),
+    ("MatMulInteger", "It has no such operator: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)"),
+    ("Plugin not found", "It has no such operator: ONNX Runtime's own are for ONNX Runtime; use the portable graph"),
+    ("but must match", "The shapes do not fit: check the file with onnx.checker and shape inference"),
+)
+"""What in the builder's words leads to which advice."""
+
+
+def explain(told: Mapping[str, Any], module: str, onnx: Path) -> PlanishError:
+    """The error of a build that failed, from the child's answer."""
+    first, others = told["errors"][0] if told["errors"] else {"description": "no reason was given"}, len(told["errors"])
+    text = _sentence(str(first["description"]))
+    if told["stage"] == "import":
+        how = "pip install 'planish[rtx]'" if module == RTX else "docs/targets.md says how to install TensorRT"
+        return EnvironmentLackError(f"{module} cannot be imported", text, how)
+    if told["stage"] == "options":
+        names = ", ".join(f"{error['option']} ({error['description']})" for error in told["errors"])
+        what = f"{module} {told['version']} has no such option"
+        return OptionError(what, names, "Ask for another, or use another version of the library")
+    where = onnx.name
+    if first.get("node") or first.get("operator"):
+        where = f"{first.get('operator') or 'node'} {first.get('node', '')!r} of {onnx.name}"
+    more = f" (and {others - 1} more)" if others > 1 else ""
+    what = "TensorRT refuses a node of the graph" if told["stage"] == "parse" else "TensorRT cannot build the engine"
+    said = f"{first.get('operator', '')} {first['description']}"
+    advice = next((hint for mark, hint in HINTS if mark in said), "The log has the builder's own words")
+    return RequestError(what, f"{where}{more}: {text}", advice)
+
+
+def _sentence(description: str) -> str:
+    """The part of the library's message that says something: not what it says of a driver that is not there."""
+    lines = [line.strip() for line in description.splitlines() if line.strip()]
+    telling = [line for line in lines if "checkMacros" not in line and not line.startswith("Invalid Node")]
+    text = (telling or lines or ["no reason was given"])[0]
+    if found := re.search(r"Error Code \d+: [^(]*\((?P<core>.*?)(?:\. In \w+ at [^)]*)?\)$", text):
+        text = found["core"]
+    return re.sub(r"^Assertion failed: (?=\S+: )", "", text).rstrip(". ")[:300]

@@ -1,0 +1,49 @@
+"""What `planish engine` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.errors import RequestError
+from pipelines.cli.screens import Screen, emit
+from pipelines.progress import Progress
+
+
+def check_engines(bundle: Path, gpus: list[str], check: bool, as_json: bool, quiet: bool) -> int:
+    """Build a bundle's files for GPUs that need not be there; 1 where one of them is refused."""
+    from pipelines.preflight import GPUS, preflight
+
+    if not check:
+        raise RequestError(
+            "this version of Planish keeps no NVIDIA engines yet",
+            bundle,
+            "planish engine BUNDLE --check builds to test",
+        )
+    progress = Progress(quiet=quiet)
+    found = preflight(bundle, gpus or GPUS, on_progress=progress.update)
+    if as_json:
+        emit({"bundle": str(bundle), "ok": all(one.ok for one in found), "engines": [one.to_dict() for one in found]})
+        return 0 if all(one.ok for one in found) else 1
+    screen = Screen()
+    rows = [
+        (
+            one.variant,
+            one.gpu,
+            "builds" if one.ok else "refused",
+            f"{one.bytes / 1e6:.1f} MB" if one.bytes is not None else "",
+            f"{one.seconds:.1f} s" if one.seconds is not None else "",
+            str(sum(one.layers.values())) if one.ok else "",
+            ", ".join(f"{count} {kind}" for kind, count in one.products.items()),
+        )
+        for one in found
+    ]
+    screen.table(("Variant", "GPU", "", "Engine", "Build", "Layers", "Products by type"), rows, right=(3, 4, 5))
+    told = set()
+    for one in found:
+        if not one.ok and one.reason not in told:  # each GPU's parser says the same
+            told.add(one.reason)
+            screen.line(f"{one.file}: {one.reason}. {one.remedy}", "red")
+    screen.show()
+    refused = sorted({one.file for one in found if not one.ok})
+    print(f"{bundle}: " + (f"refused: {', '.join(refused)}" if refused else "NVIDIA's builder takes every file"))
+    return 1 if refused else 0

@@ -1,0 +1,218 @@
+"""The TensorRT builder with the real TensorRT for RTX, which builds without a GPU. Skips without the package."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporter.artifact import Axis, Signature, TensorSpec
+from exporter.errors import EnvironmentLackError, InternalError, RequestError
+from exporter.targets import tensorrt_builder
+from exporter.targets.tensorrt_builder import (
+    RTX,
+    TENSORRT,
+    EngineOptions,
+    OptionError,
+    build_engine,
+    explain,
+    profiles_of,
+)
+from exporter.targets.tensorrt_child import layers
+
+WIDTH = 8
+PROFILES = [{"x": ((1, WIDTH), (8, WIDTH), (64, WIDTH))}]
+ADA = EngineOptions(compute_capabilities=("SM89",))
+TEXT = Signature(
+    (TensorSpec("ids", "int64", ("batch", "sequence")), TensorSpec("table", "float32", ("batch", 4))),
+    (TensorSpec("y", "float32", ("batch",)),),
+    (Axis("batch", 1, 64), Axis("sequence", 2, 512)),
+)
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed"
+)
+
+
+def save(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+def product(path: Path, dtype: type = np.float32) -> Path:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="encoder.layer.0/MatMul")
+    return save(path, [node], {"w": np.ones((WIDTH, WIDTH), dtype)})
+
+
+def build(onnx_file: Path, options: EngineOptions = ADA, **more: object) -> tensorrt_builder.BuiltEngine:
+    plan = onnx_file.with_suffix(".plan")
+    return build_engine(onnx_file, plan, module=RTX, profiles=PROFILES, options=options, **more)  # type: ignore[arg-type]
+
+
+def test_one_profile_spans_the_envelope_and_is_made_for_the_largest_point() -> None:
+    points = [{"batch": 4, "sequence": 128}, {"batch": 1, "sequence": 64}]
+    assert profiles_of(TEXT, points) == [
+        {"ids": ((1, 2), (4, 128), (64, 512)), "table": ((1, 4), (4, 4), (64, 4))},
+    ]
+    assert [profile["ids"][1] for profile in profiles_of(TEXT)] == [(64, 512)]
+
+
+def test_points_far_apart_have_profiles_of_their_own() -> None:
+    points = [{"batch": 64, "sequence": 512}, {"batch": 1, "sequence": 16}, {"batch": 1, "sequence": 256}]
+    assert [profile["ids"] for profile in profiles_of(TEXT, points)] == [
+        ((1, 2), (1, 256), (64, 512)),
+        ((1, 2), (64, 512), (64, 512)),
+    ]
+
+
+def test_a_point_beyond_the_envelope_is_taken_at_its_border() -> None:
+    assert profiles_of(TEXT, [{"batch": 100, "sequence": 1}])[0]["ids"][1] == (64, 2)
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", ["SM89", "SM120"])
+def test_an_engine_is_built_for_a_gpu_that_is_not_there(tmp_path: Path, gpu: str) -> None:
+    said: list[str] = []
+    path = product(tmp_path / "model.onnx")
+    built = build(path, EngineOptions(compute_capabilities=(gpu,)), on_progress=said.append)
+    assert built.plan.stat().st_size == built.bytes > 0
+    assert [layer.inputs[0] for layer in built.layers if layer.kind == "gemm"] == ["Float"]
+    assert built.warnings == ()
+    assert built.version
+    assert all(text.endswith(" s") for text in said)
+
+
+REFUSED = {
+    "mixed types": ("encoder.layer.0/MatMul", "MatMul", "same input types", "add a Cast"),
+    "an asymmetric zero point": ("input/QuantizeLinear", "QuantizeLinear", "zero point", "form made for TensorRT"),
+    "a fused operator": ("layer.0/BiasGelu", "BiasGelu", "Plugin not found", "use the portable graph"),
+    "shapes": ("encoder.layer.0/MatMul", "MatMul", "must match", "shape inference"),
+}
+
+
+def planted(path: Path, what: str) -> Path:
+    """A graph that the parser refuses, for one reason."""
+    if what == "mixed types":
+        return product(path, np.float16)
+    if what == "shapes":
+        node = helper.make_node("MatMul", ["x", "w"], ["y"], name="encoder.layer.0/MatMul")
+        return save(path, [node], {"w": np.ones((WIDTH + 1, WIDTH), np.float32)})
+    if what == "a fused operator":
+        node = helper.make_node("BiasGelu", ["x", "b"], ["y"], name="layer.0/BiasGelu", domain="com.microsoft")
+        return save(path, [node], {"b": np.ones(WIDTH, np.float32)})
+    pair = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="input/QuantizeLinear"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], name="input/DequantizeLinear"),
+    ]
+    return save(path, pair, {"s": np.array(0.1, np.float32), "z": np.array(3, np.uint8)})
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_a_refused_graph_is_told_by_its_node(tmp_path: Path, what: str) -> None:
+    node, operator, reason, remedy = REFUSED[what]
+    path = planted(tmp_path / "model.onnx", what)
+    with pytest.raises(RequestError, match="refuses a node") as caught:
+        build(path)
+    assert f"{operator} {node!r} of model.onnx" in str(caught.value.value)
+    assert reason in str(caught.value.value)
+    assert "checkMacros" not in str(caught.value.value)  # what it says of the driver that is not there
+    assert remedy in str(caught.value.remedy)
+    assert not path.with_suffix(".plan").exists()
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_options_that_the_version_lacks_are_refused(tmp_path: Path) -> None:
+    path = product(tmp_path / "model.onnx")
+    with pytest.raises(OptionError, match=r"compute_capabilities \(SM90; it builds for .*SM89"):
+        build(path, EngineOptions(compute_capabilities=("SM90",)))
+    asked = EngineOptions(compute_capabilities=("SM89",), hardware_compatible="AMPERE_PLUS")
+    with pytest.raises(OptionError, match=r"hardware_compatible \(it is there, and without effect\)"):
+        build(path, asked)
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_timings_are_kept_and_read_again(tmp_path: Path) -> None:
+    options = EngineOptions(compute_capabilities=("SM89",), timing_cache=tmp_path / "timings")
+    path = product(tmp_path / "model.onnx")
+    build(path, options)
+    assert (tmp_path / "timings").stat().st_size > 0
+    build(path, options)
+
+
+def test_a_library_that_crashes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that really kills itself stands for the library's segfault, which cannot be had at will."""
+    child = tmp_path / "child.py"
+    child.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr(tensorrt_builder.tensorrt_child, "__file__", str(child))
+    with pytest.raises(InternalError, match=f"signal {int(signal.SIGSEGV)}"):
+        build(product(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ({"timeout_s": 0.5}, "not built within the time allowed: 0.5 s"),
+        ({"memory_bytes": 100_000_000}, "more memory than is allowed"),
+    ],
+)
+def test_a_build_beyond_its_limits_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, float], told: str
+) -> None:
+    """A child of the test's own: no library takes long, or much memory, at will."""
+    child = tmp_path / "child.py"
+    child.write_text("import time\nheld = bytearray(b'x') * 200_000_000\ntime.sleep(600)\n")
+    monkeypatch.setattr(tensorrt_builder.tensorrt_child, "__file__", str(child))
+    with pytest.raises(EnvironmentLackError, match=told):
+        build(product(tmp_path / "model.onnx"), EngineOptions(**limit))  # type: ignore[arg-type]
+    found = subprocess.run(["pgrep", "-f", str(child)], capture_output=True, text=True, check=False)
+    assert found.stdout.split() == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed here")
+def test_without_the_library_it_says_how_to_get_it(tmp_path: Path) -> None:
+    path = product(tmp_path / "model.onnx")
+    with pytest.raises(EnvironmentLackError, match="tensorrt cannot be imported") as caught:
+        build_engine(path, tmp_path / "plan", module=TENSORRT, profiles=PROFILES)
+    assert "docs/targets.md" in str(caught.value.remedy)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no such ONNX file"):
+        build(tmp_path / "none.onnx")
+
+
+def test_layers_are_read_from_the_builder_s_list() -> None:
+    text = (
+        "Name: encoder/MatMul_myl0_2, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [-1,8], Datatype: Int8, "
+        "Format: x }, { Name: b, Datatype: Float, Format: x }], "
+        "Constants: [ { Name: c, Datatype: Half }], Outputs: []\n"
+        "Something else\n"
+        "Name: shape, LayerType: shape_call, Inputs: [], Constants: [], Outputs: []"
+    )
+    assert layers(text) == [
+        {"name": "encoder/MatMul_myl0_2", "kind": "gemm", "inputs": ["Int8", "Float"]},
+        {"name": "shape", "kind": "shape_call", "inputs": []},
+    ]
+
+
+def test_an_error_without_a_node_still_says_something() -> None:
+    told = {"stage": "build", "errors": [], "log": [], "version": "11.0"}
+    assert "no reason was given" in str(explain(told, TENSORRT, Path("model.onnx")))
