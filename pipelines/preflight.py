@@ -30,7 +30,8 @@ from pipelines.recipe_sections import parse_point
 TARGET = "tensorrt-rtx"
 GPUS = ("SM89", "SM120")
 """Ada and Blackwell: one generation with FP8 that many have, and the newest."""
-PRODUCTS = ("gemm", "fc", "conv", "matmul")
+PRODUCTS = ("gemm", "correlation")
+"""Kinds of layers that are matrix products and convolutions."""
 
 
 @dataclass(frozen=True)

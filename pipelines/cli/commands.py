@@ -151,7 +151,8 @@ def engine(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")],
     check: Annotated[bool, typer.Option("--check", help="Build to see whether it can be, and keep nothing.")] = False,
     gpu: Annotated[
-        list[str] | None, typer.Option("--gpu", help="Compute capability, as SM89; repeatable (default: SM89, SM120).")
+        list[str] | None,
+        typer.Option("--gpu", metavar="SM", help="Compute capability, as SM89; repeatable (default: SM89, SM120)."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
