@@ -1,18 +1,20 @@
-"""Whether NVIDIA's builder takes a bundle's files, found out without a GPU: every one is really built, and thrown away.
+"""Building a bundle's files for GPUs that need not be there: to see whether NVIDIA's builder takes them, or to keep.
 
 TensorRT for RTX builds for GPUs that are not there, and its parser and rules of types are those of TensorRT 11.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from exporter.artifact import Signature
+from exporter.digests import file_digest
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
 from exporter.targets.tensorrt_builder import (
     RTX,
@@ -23,11 +25,13 @@ from exporter.targets.tensorrt_builder import (
     build_engine,
     profiles_of,
 )
+from exporter.targets.tensorrt_engine import write_engine_sheet
 from pipelines.bundle import Bundle, read_bundle
 from pipelines.integrity import changed_files, refuse
 from pipelines.recipe_sections import parse_point
+from pipelines.trust import remember_engine
 
-TARGET = "tensorrt-rtx"
+TARGET, PLAN = "tensorrt-rtx", "model.plan"
 GPUS = ("SM89", "SM120")
 """Ada and Blackwell: one generation with FP8 that many have, and the newest."""
 PRODUCTS = ("gemm", "correlation")
@@ -50,6 +54,7 @@ class Preflight:
         layers: Its layers, by kind.
         products: Its matrix products and convolutions, by the type of their first input (TensorRT's name).
         warnings: The builder's.
+        engine: Where the engine was kept; ``None`` where none was to be.
     """
 
     variant: str
@@ -63,36 +68,70 @@ class Preflight:
     layers: dict[str, int] = field(default_factory=dict)
     products: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    engine: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "engine": None if self.engine is None else str(self.engine)}
 
 
 def preflight(
-    folder: Path, gpus: Sequence[str] = GPUS, *, on_progress: Callable[[str], None] | None = None
+    folder: Path,
+    gpus: Sequence[str] = GPUS,
+    *,
+    out: Path | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> list[Preflight]:
     """Build every file of a bundle that is meant for TensorRT, for each of these GPUs.
 
     Args:
         folder: The bundle.
         gpus: Compute capabilities, as ``SM89``.
+        out: A folder that is not there yet: for each engine it gets a folder with ``model.plan`` and the fingerprint,
+            and the engines are trusted from then on. ``None``: nothing is kept.
         on_progress: Called with what is being built, how far it is.
 
     Raises:
-        RequestError: No bundle, one whose files are not as written, or one without a file for TensorRT; an unknown GPU.
+        RequestError: No bundle, one whose files are not as written, or one without a file for TensorRT; an unknown
+            GPU; `out` is there already.
         EnvironmentLackError: TensorRT for RTX is not installed.
     """
     say = on_progress or (lambda text: None)
     bundle = read_bundle(folder)
     files = _files(bundle)
+    if out is not None and out.exists():
+        raise RequestError("the folder for engines is there already", out, "Name another, or remove it")
     refuse(changed_files(bundle.path, files, bundle.manifest.files))
     profiles = profiles_of(bundle.signature, points_of(bundle.signature, bundle.points))
     found = []
-    for name, variant in files.items():
-        for gpu in gpus:
-            say(f"{variant} for {gpu}")
-            found.append(_try(bundle.path / name, name, variant, gpu, profiles, say))
-    return found
+    with tempfile.TemporaryDirectory(prefix=".planish-engines-", dir=_beside(out)) as scratch:
+        made = Path(scratch) / "engines"
+        for name, variant in files.items():
+            for gpu in gpus:
+                say(f"{variant} for {gpu}")
+                place = made / f"{variant}-{gpu.lower()}"
+                place.mkdir(parents=True)
+                found.append(_try(bundle.path / name, name, variant, gpu, profiles, place, say))
+                if out is None or not found[-1].ok:
+                    shutil.rmtree(place)
+        if out is None or not any(one.ok for one in found):
+            return found
+        for one in found:
+            if one.ok:
+                remember_engine(file_digest(made / _name(one) / PLAN))
+        made.rename(out)
+    return [replace(one, engine=out / _name(one) / PLAN if one.ok else None) for one in found]
+
+
+def _name(one: Preflight) -> str:
+    return f"{one.variant}-{one.gpu.lower()}"
+
+
+def _beside(out: Path | None) -> Path | None:
+    """Where engines are built that are kept: on the same disk, so that they can be moved into place at once."""
+    if out is None:
+        return None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent
 
 
 def points_of(signature: Signature, points: Sequence[str]) -> list[dict[str, int]]:
@@ -122,23 +161,30 @@ def _files(bundle: Bundle) -> dict[str, str]:
 
 
 def _try(
-    path: Path, name: str, variant: str, gpu: str, profiles: Sequence[Shapes], say: Callable[[str], None]
+    path: Path,
+    name: str,
+    variant: str,
+    gpu: str,
+    profiles: Sequence[Shapes],
+    place: Path,
+    say: Callable[[str], None],
 ) -> Preflight:
-    with tempfile.TemporaryDirectory(prefix="planish-preflight-") as scratch:
-        try:
-            built = build_engine(
-                path,
-                Path(scratch) / "model.plan",
-                module=RTX,
-                profiles=profiles,
-                options=EngineOptions(compute_capabilities=(gpu,)),
-                on_progress=lambda text: say(f"{variant} for {gpu}: {text}"),
-            )
-        except (EnvironmentLackError, OptionError):
-            raise
-        except PlanishError as error:
-            value = "" if error.value is None else f": {error.value}"
-            return Preflight(variant, name, gpu, False, f"{error.what}{value}", error.remedy or "")
+    options = EngineOptions(compute_capabilities=(gpu,))
+    try:
+        built = build_engine(
+            path,
+            place / PLAN,
+            module=RTX,
+            profiles=profiles,
+            options=options,
+            on_progress=lambda text: say(f"{variant} for {gpu}: {text}"),
+        )
+    except (EnvironmentLackError, OptionError):
+        raise
+    except PlanishError as error:
+        value = "" if error.value is None else f": {error.value}"
+        return Preflight(variant, name, gpu, False, f"{error.what}{value}", error.remedy or "")
+    write_engine_sheet(built, RTX, path, profiles, options)
     return _passed(built, variant, name, gpu)
 
 

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from exporter.artifact import Artifact, Variant
-from exporter.digests import file_digest
 from exporter.errors import EnvironmentLackError, NoSpaceError, RequestError, first_line
 from exporter.hardware import fingerprint
 from exporter.targets import inductor_compile
 from exporter.targets.base import Array, Availability, Binding, Session, Target, register_target
+from exporter.targets.engines import check_sheet, write_sheet
 from exporter.targets.packages import installed_version
 
 PACKAGE = "model.pt2"
-FINGERPRINT = "fingerprint.json"
 
 
 class InductorBinding(Binding):
@@ -128,42 +127,17 @@ def _wrapper_sources(package: Path) -> list[str]:
 
 
 def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
-    """Refuse an engine that is not trusted or does not fit this machine, before any of it is loaded.
+    """Refuse an engine that is not whole, not trusted or does not fit this machine, before any of it is loaded.
 
     Args:
-        path: The engine; `fingerprint.json` lies beside it and says what it was built for and its SHA-256.
+        path: The engine; its fingerprint lies beside it and says what it was built for and its SHA-256.
         trusted_digests: SHA-256 digests of the engines that may run.
 
     Raises:
         RequestError: Says what differs and what would mend it.
     """
-    sheet = path.parent / FINGERPRINT
-    if not path.is_file() or not sheet.is_file():
-        raise RequestError("an engine or its fingerprint is missing", path, "Build the engine again: planish run")
-    digest = file_digest(path)
-    built = _read_sheet(sheet)
-    if built["sha256"] != digest:
-        raise RequestError("an engine is not the file that its fingerprint names", path, "Build it again: planish run")
-    if told := misfits(built["fingerprint"], fingerprint()):
-        raise RequestError("an engine was built for another machine", "; ".join(told), "Build it here: planish run")
-    if digest not in trusted_digests:
-        raise RequestError(
-            "an engine is native code, and this one was not built by your own cache",
-            path,
-            "Open it with --trust only if you trust where it comes from",
-        )
-
-
-def _read_sheet(sheet: Path) -> dict[str, Any]:
-    try:
-        built = json.loads(sheet.read_text(encoding="utf-8"))
-        features = built["fingerprint"]["cpu_features"]
-        whole = {"architecture", "torch"} <= set(built["fingerprint"]) and isinstance(features, list)
-        if whole and isinstance(built["sha256"], str):
-            return dict(built)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise RequestError("the fingerprint of an engine is damaged", sheet, "Build the engine again: planish run")
+    needed = {"architecture": str, "torch": str, "cpu_features": list}
+    check_sheet(path, trusted_digests, lambda built: misfits(built, fingerprint()), needed)
 
 
 def misfits(built: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -250,9 +224,7 @@ class InductorCpu(Target):
         package = folder / PACKAGE
         package_aoti(str(package), files)
         shutil.rmtree(folder / "inductor-cache", ignore_errors=True)
-        sheet = {"fingerprint": fingerprint(), "sha256": file_digest(package)}
-        (folder / FINGERPRINT).write_text(json.dumps(sheet, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        return [package, folder / FINGERPRINT]
+        return [package, write_sheet(package, fingerprint())]
 
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifact import Signature
-from exporter.errors import EnvironmentLackError, InternalError, PlanishError, RequestError
+from exporter.errors import EnvironmentLackError, InternalError, NoSpaceError, PlanishError, RequestError
 from exporter.targets import tensorrt_child
 
 RTX, TENSORRT = "tensorrt_rtx", "tensorrt"
@@ -182,6 +182,7 @@ def build_engine(
         OptionError: The installed version lacks an option.
         RequestError: The graph is refused: names the node and says what to do.
         EnvironmentLackError: The library is not installed, or the time or memory allowed did not suffice.
+        NoSpaceError: The disk is full.
         InternalError: The library crashed.
     """
     options = options or EngineOptions()
@@ -270,8 +271,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
 
 
-def _crashed(onnx: Path, returncode: int, errors: str) -> InternalError:
+def _crashed(onnx: Path, returncode: int, errors: str) -> PlanishError:
     lines = [line for line in errors.splitlines() if line.strip()]
+    if lines and "No space left on device" in lines[-1]:
+        return NoSpaceError("no space is left to write the engine", onnx.name, "Free some disk space")
     how = f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
     return InternalError(
         "TensorRT's builder ended without an answer",

@@ -150,6 +150,9 @@ def bench(
 def engine(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")],
     check: Annotated[bool, typer.Option("--check", help="Build to see whether it can be, and keep nothing.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the engines go (default: <bundle>-engines).")
+    ] = None,
     gpu: Annotated[
         list[str] | None,
         typer.Option("--gpu", metavar="SM", help="Compute capability, as SM89; repeatable (default: SM89, SM120)."),
@@ -157,10 +160,10 @@ def engine(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Say whether NVIDIA's builder takes a bundle's files; no GPU is needed."""
-    from pipelines.cli.engines import check_engines
+    """Build a bundle's files with TensorRT for RTX, for GPUs that need not be here."""
+    from pipelines.cli.engines import build_engines
 
-    return check_engines(bundle, gpu or [], check, as_json, quiet)
+    return build_engines(bundle, out, gpu or [], check, as_json, quiet)
 
 
 @app.command()

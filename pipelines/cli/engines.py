@@ -9,18 +9,16 @@ from pipelines.cli.screens import Screen, emit
 from pipelines.progress import Progress
 
 
-def check_engines(bundle: Path, gpus: list[str], check: bool, as_json: bool, quiet: bool) -> int:
+def build_engines(bundle: Path, out: Path | None, gpus: list[str], check: bool, as_json: bool, quiet: bool) -> int:
     """Build a bundle's files for GPUs that need not be there; 1 where one of them is refused."""
     from pipelines.preflight import GPUS, preflight
 
-    if not check:
-        raise RequestError(
-            "this version of Planish keeps no NVIDIA engines yet",
-            bundle,
-            "planish engine BUNDLE --check builds to test",
-        )
+    if check and out is not None:
+        raise RequestError("with --check nothing is kept", f"--out {out}", "Leave one of them out")
+    if not check and out is None:
+        out = bundle.resolve().with_name(f"{bundle.resolve().name}-engines")
     progress = Progress(quiet=quiet)
-    found = preflight(bundle, gpus or GPUS, on_progress=progress.update)
+    found = preflight(bundle, gpus or GPUS, out=out, on_progress=progress.update)
     if as_json:
         emit({"bundle": str(bundle), "ok": all(one.ok for one in found), "engines": [one.to_dict() for one in found]})
         return 0 if all(one.ok for one in found) else 1
@@ -46,4 +44,6 @@ def check_engines(bundle: Path, gpus: list[str], check: bool, as_json: bool, qui
     screen.show()
     refused = sorted({one.file for one in found if not one.ok})
     print(f"{bundle}: " + (f"refused: {', '.join(refused)}" if refused else "NVIDIA's builder takes every file"))
+    if any(one.engine for one in found):
+        print(f"Engines: {out}")
     return 1 if refused else 0

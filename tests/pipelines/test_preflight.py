@@ -13,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from exporter.artifact import Axis, Signature, TensorSpec
+from exporter.digests import file_digest
+from pipelines.manifest import DIGEST_KEY, manifest_digest
 from pipelines.preflight import points_of
 from tests.pipelines.jobs import export, planish
 
@@ -83,9 +85,6 @@ def test_a_file_that_the_parser_refuses_is_named_with_its_node(nvidia: Path, cac
     assert changed.returncode == 2
     assert "onnx/model.onnx" in changed.stderr  # its digest is not the manifest's
 
-    from exporter.digests import file_digest
-    from pipelines.manifest import DIGEST_KEY, manifest_digest
-
     entry = manifest["files"]["onnx/model.onnx"]
     entry["sha256"], entry["bytes"] = file_digest(path), path.stat().st_size
     manifest[DIGEST_KEY] = manifest_digest(manifest)
@@ -112,6 +111,29 @@ def test_what_cannot_be_checked(bundle: Path, here: Planish, tmp_path: Path) -> 
     assert "no file for TensorRT" in err
     status, _, err = here("engine", tmp_path, "--check")
     assert status == 2
-    status, _, err = here("engine", bundle)
+    status, _, err = here("engine", bundle, "--check", "--out", tmp_path / "engines")
     assert status == 2
-    assert "--check" in err
+    assert "with --check nothing is kept" in err
+
+
+@pytest.mark.slow
+@NEEDS_RTX
+def test_engines_are_kept_with_what_they_were_built_for(nvidia: Path, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    done = planish("engine", nvidia, "--out", out, "--gpu", "SM89", "--json", cache=cache)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert {path.name for path in tmp_path.iterdir()} == {"engines"}
+    assert len(document["engines"]) == 4
+    trusted = {path.name for path in (cache / "engines").iterdir()}
+    for told in document["engines"]:
+        engine = Path(told["engine"])
+        assert engine == out / f"{told['variant']}-sm89" / "model.plan"
+        sheet = json.loads((engine.parent / "fingerprint.json").read_text(encoding="utf-8"))
+        assert sheet["sha256"] == file_digest(engine)
+        assert sheet["sha256"] in trusted
+        assert sheet["fingerprint"]["gpus"] == ["8.9"]
+        assert sheet["fingerprint"]["onnx"] == file_digest(nvidia / told["file"])
+    again = planish("engine", nvidia, "--out", out, cache=cache)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr

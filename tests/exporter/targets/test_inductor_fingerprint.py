@@ -8,7 +8,8 @@ import pytest
 from exporter.digests import file_digest
 from exporter.errors import RequestError
 from exporter.hardware import fingerprint
-from exporter.targets.inductor import FINGERPRINT, check_engine, misfits
+from exporter.targets.engines import FINGERPRINT
+from exporter.targets.inductor import check_engine, misfits
 
 
 @pytest.fixture
