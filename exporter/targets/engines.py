@@ -51,7 +51,11 @@ def check_sheet(
         raise RequestError(
             "an engine is not the file that its fingerprint names", engine, "Build it again: planish run"
         )
-    if told := misfits(built["fingerprint"]):
+    try:
+        told = misfits(built["fingerprint"])
+    except (ValueError, KeyError, TypeError, AttributeError):  # what somebody wrote into its fields
+        raise _damaged(sheet) from None
+    if told:
         raise RequestError("an engine was built for another machine", "; ".join(told), "Build it here: planish run")
     if digest not in trusted_digests:
         raise RequestError(
@@ -69,4 +73,8 @@ def _read(sheet: Path, fields: Mapping[str, type]) -> dict[str, Any]:
             return dict(built)
     except (ValueError, KeyError, TypeError):
         pass
-    raise RequestError("the fingerprint of an engine is damaged", sheet, "Build the engine again: planish run")
+    raise _damaged(sheet)
+
+
+def _damaged(sheet: Path) -> RequestError:
+    return RequestError("the fingerprint of an engine is damaged", sheet, "Build the engine again: planish run")

@@ -114,6 +114,15 @@ def test_a_fingerprint_without_a_field_is_damaged(engine: Path, name: str) -> No
         check_engine(engine, frozenset([file_digest(engine)]))
 
 
+@pytest.mark.parametrize(
+    "change", [{"gpus": [9]}, {"gpus": [None]}, {"version": "", "options": {"version_compatible": True}}, {"driver": 5}]
+)
+def test_nonsense_in_a_field_ends_in_a_refusal(engine: Path, change: dict[str, Any]) -> None:
+    write_sheet(engine, BUILT | change)
+    with pytest.raises(RequestError):
+        check_engine(engine, frozenset([file_digest(engine)]))
+
+
 def test_an_engine_without_a_fingerprint_is_refused(engine: Path) -> None:
     (engine.parent / FINGERPRINT).unlink()
     with pytest.raises(RequestError, match="missing"):
