@@ -5,6 +5,8 @@ TensorRT for RTX builds for GPUs that are not there, and its parser and rules of
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -15,7 +17,7 @@ from typing import Any
 
 from exporter.artifact import Signature
 from exporter.digests import file_digest
-from exporter.errors import EnvironmentLackError, PlanishError, RequestError
+from exporter.errors import EnvironmentLackError, InternalError, RequestError
 from exporter.targets.tensorrt_builder import (
     RTX,
     BuiltEngine,
@@ -27,11 +29,14 @@ from exporter.targets.tensorrt_builder import (
 )
 from exporter.targets.tensorrt_engine import write_engine_sheet
 from pipelines.bundle import Bundle, read_bundle
+from pipelines.disk import disk_errors, sync_tree
 from pipelines.integrity import changed_files, refuse
+from pipelines.manifest import VariantEntry
+from pipelines.processes import terminable
 from pipelines.recipe_sections import parse_point
 from pipelines.trust import remember_engine
 
-TARGET, PLAN = "tensorrt-rtx", "model.plan"
+TARGETS, PLAN = ("tensorrt-rtx", "tensorrt"), "model.plan"
 GPUS = ("SM89", "SM120")
 """Ada and Blackwell: one generation with FP8 that many have, and the newest."""
 PRODUCTS = ("gemm", "correlation")
@@ -47,7 +52,8 @@ class Preflight:
         file: Relative to the bundle.
         gpu: Compute capability, as ``SM89``.
         ok: It was built.
-        reason: Why not; empty where it was.
+        crashed: The builder ended without an answer: that says nothing of the file.
+        reason: Why it was not built; empty where it was.
         remedy: What to do then.
         seconds: What the builder took.
         bytes: Size of the engine.
@@ -61,6 +67,7 @@ class Preflight:
     file: str
     gpu: str
     ok: bool
+    crashed: bool = False
     reason: str = ""
     remedy: str = ""
     seconds: float | None = None
@@ -85,7 +92,7 @@ def preflight(
 
     Args:
         folder: The bundle.
-        gpus: Compute capabilities, as ``SM89``.
+        gpus: Compute capabilities, as ``SM89`` or ``8.9``.
         out: A folder that is not there yet: for each engine it gets a folder with ``model.plan`` and the fingerprint,
             and the engines are trusted from then on. ``None``: nothing is kept.
         on_progress: Called with what is being built, how far it is.
@@ -93,45 +100,71 @@ def preflight(
     Raises:
         RequestError: No bundle, one whose files are not as written, or one without a file for TensorRT; an unknown
             GPU; `out` is there already.
-        EnvironmentLackError: TensorRT for RTX is not installed.
+        EnvironmentLackError: TensorRT for RTX is not installed, or a folder cannot be written.
     """
     say = on_progress or (lambda text: None)
+    wanted = list(dict.fromkeys(map(capability, gpus)))
     bundle = read_bundle(folder)
-    files = _files(bundle)
-    if out is not None and out.exists():
+    entries = _entries(bundle)
+    if out is not None and os.path.lexists(out):
         raise RequestError("the folder for engines is there already", out, "Name another, or remove it")
-    refuse(changed_files(bundle.path, files, bundle.manifest.files))
+    _check(bundle, entries)
     profiles = profiles_of(bundle.signature, points_of(bundle.signature, bundle.points))
     found = []
-    with tempfile.TemporaryDirectory(prefix=".planish-engines-", dir=_beside(out)) as scratch:
+    above = tempfile.gettempdir() if out is None else out.parent
+    with (
+        terminable(),
+        disk_errors(Path(above), "name another folder with --out"),
+        tempfile.TemporaryDirectory(prefix=".planish-engines-", dir=_made(Path(above))) as scratch,
+    ):
         made = Path(scratch) / "engines"
-        for name, variant in files.items():
-            for gpu in gpus:
-                say(f"{variant} for {gpu}")
-                place = made / f"{variant}-{gpu.lower()}"
+        for entry in entries:
+            for gpu in wanted:
+                say(f"{entry.id} for {gpu}")
+                place = made / f"{entry.id}-{gpu.lower()}"
                 place.mkdir(parents=True)
-                found.append(_try(bundle.path / name, name, variant, gpu, profiles, place, say))
+                found.append(_try(bundle, entry, gpu, profiles, place, say))
                 if out is None or not found[-1].ok:
                     shutil.rmtree(place)
         if out is None or not any(one.ok for one in found):
             return found
-        for one in found:
-            if one.ok:
-                remember_engine(file_digest(made / _name(one) / PLAN))
-        made.rename(out)
-    return [replace(one, engine=out / _name(one) / PLAN if one.ok else None) for one in found]
+        sync_tree(made)
+        try:
+            made.rename(out)
+        except OSError as error:
+            if not os.path.lexists(out):
+                raise
+            raise RequestError("another program made the folder for engines meanwhile", out, "Name another") from error
+    found = [replace(one, engine=out / _name(one) / PLAN if one.ok else None) for one in found]
+    for one in found:
+        if one.engine is not None:
+            remember_engine(file_digest(one.engine))
+    return found
+
+
+def capability(text: str) -> str:
+    """``"SM89"``, also from ``"sm_89"`` and ``"8.9"``.
+
+    Raises:
+        RequestError: It is no compute capability.
+    """
+    found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise RequestError("not a compute capability", repr(text), f"As in --gpu {GPUS[0]}, or --gpu 8.9")
+    return f"SM{found[1]}{found[2]}"
 
 
 def _name(one: Preflight) -> str:
     return f"{one.variant}-{one.gpu.lower()}"
 
 
-def _beside(out: Path | None) -> Path | None:
-    """Where engines are built that are kept: on the same disk, so that they can be moved into place at once."""
-    if out is None:
-        return None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.parent
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"{folder}: {error.strerror}"
+        raise EnvironmentLackError("a folder cannot be made", told, "Name another with --out") from error
+    return folder
 
 
 def points_of(signature: Signature, points: Sequence[str]) -> list[dict[str, int]]:
@@ -149,43 +182,61 @@ def points_of(signature: Signature, points: Sequence[str]) -> list[dict[str, int
     return found
 
 
-def _files(bundle: Bundle) -> dict[str, str]:
-    """The ONNX files that are for TensorRT, and the variant that each is for."""
-    entries = [entry for entry in bundle.manifest.variants if entry.target == TARGET and entry.files]
-    files = {entry.files[0]: entry.id for entry in entries if (bundle.path / entry.files[0]).suffix == ".onnx"}
-    if not files:
-        raise RequestError(
-            "the bundle has no file for TensorRT", bundle.path, f"Export with {TARGET} among the recipe's targets"
-        )
-    return files
+def _entries(bundle: Bundle) -> list[VariantEntry]:
+    """The variants whose files are for TensorRT: of those that share a file one, and none that failed."""
+    entries = [entry for entry in bundle.manifest.variants if entry.target in TARGETS and entry.files]
+    if not entries:
+        advice = f"Export with {TARGETS[0]} among the recipe's targets"
+        raise RequestError("the bundle has no file for TensorRT", bundle.path, advice)
+    sound = [entry for entry in entries if entry.status != "failed" and entry.files[0].endswith(".onnx")]
+    if not sound:
+        told = f"{entries[0].id}: {entries[0].reason}"
+        raise RequestError("no file for TensorRT passed its gates", told, "planish inspect shows the gates")
+    by_file: dict[str, VariantEntry] = {}
+    for entry in sorted(sound, key=lambda entry: TARGETS.index(entry.target)):
+        by_file.setdefault(entry.files[0], entry)
+    return list(by_file.values())
+
+
+def _check(bundle: Bundle, entries: Sequence[VariantEntry]) -> None:
+    """Refuse files, weights beside a graph too, that are not as the manifest says, or that it does not list."""
+    names = [name for entry in entries for name in entry.files]
+    if unlisted := [name for name in names if name not in bundle.manifest.files]:
+        raise RequestError("the manifest names a file that it does not list", unlisted[0], "Run planish verify")
+    for entry in entries:
+        bundle.files_of(entry)
+    refuse(changed_files(bundle.path, names, bundle.manifest.files))
 
 
 def _try(
-    path: Path,
-    name: str,
-    variant: str,
+    bundle: Bundle,
+    entry: VariantEntry,
     gpu: str,
     profiles: Sequence[Shapes],
     place: Path,
     say: Callable[[str], None],
 ) -> Preflight:
     options = EngineOptions(compute_capabilities=(gpu,))
+    files = bundle.files_of(entry)
     try:
         built = build_engine(
-            path,
+            files[0],
             place / PLAN,
             module=RTX,
             profiles=profiles,
             options=options,
-            on_progress=lambda text: say(f"{variant} for {gpu}: {text}"),
+            on_progress=lambda text: say(f"{entry.id} for {gpu}: {text}"),
         )
-    except (EnvironmentLackError, OptionError):
-        raise
-    except PlanishError as error:
+    except OptionError as error:
+        raise RequestError(
+            "TensorRT for RTX does not build for this GPU", error.value, "Name another with --gpu"
+        ) from None
+    except (RequestError, InternalError) as error:
         value = "" if error.value is None else f": {error.value}"
-        return Preflight(variant, name, gpu, False, f"{error.what}{value}", error.remedy or "")
-    write_engine_sheet(built, RTX, path, profiles, options)
-    return _passed(built, variant, name, gpu)
+        reason, crashed = f"{error.what}{value}", isinstance(error, InternalError)
+        return Preflight(entry.id, entry.files[0], gpu, False, crashed, reason, error.remedy or "")
+    write_engine_sheet(built, RTX, files, profiles, options)
+    return _passed(built, entry.id, entry.files[0], gpu)
 
 
 def _passed(built: BuiltEngine, variant: str, name: str, gpu: str) -> Preflight:

@@ -30,6 +30,8 @@ def check_sheet(
     trusted_digests: frozenset[str],
     misfits: Callable[[dict[str, Any]], list[str]],
     fields: Mapping[str, type],
+    *,
+    command: str = "planish run",
 ) -> None:
     """Refuse an engine that is not whole, does not fit or is not trusted.
 
@@ -38,25 +40,27 @@ def check_sheet(
         trusted_digests: SHA-256 digests of the engines that may run.
         misfits: What keeps an engine of that fingerprint from running here, a phrase each.
         fields: What the fingerprint must have, and of which type.
+        command: What builds such an engine.
 
     Raises:
         RequestError: Says what differs and what would mend it.
     """
     sheet = engine.parent / FINGERPRINT
     if not engine.is_file() or not sheet.is_file():
-        raise RequestError("an engine or its fingerprint is missing", engine, "Build the engine again: planish run")
+        raise RequestError("an engine or its fingerprint is missing", engine, f"Build the engine again: {command}")
     digest = file_digest(engine)
+    damaged = RequestError("the fingerprint of an engine is damaged", sheet, f"Build the engine again: {command}")
     built = _read(sheet, fields)
+    if built is None:
+        raise damaged
     if built["sha256"] != digest:
-        raise RequestError(
-            "an engine is not the file that its fingerprint names", engine, "Build it again: planish run"
-        )
+        raise RequestError("an engine is not the file that its fingerprint names", engine, f"Build it again: {command}")
     try:
         told = misfits(built["fingerprint"])
     except (ValueError, KeyError, TypeError, AttributeError):  # what somebody wrote into its fields
-        raise _damaged(sheet) from None
+        raise damaged from None
     if told:
-        raise RequestError("an engine was built for another machine", "; ".join(told), "Build it here: planish run")
+        raise RequestError("an engine was built for another machine", "; ".join(told), f"Build it here: {command}")
     if digest not in trusted_digests:
         raise RequestError(
             "an engine is native code, and this one was not built by your own cache",
@@ -65,16 +69,12 @@ def check_sheet(
         )
 
 
-def _read(sheet: Path, fields: Mapping[str, type]) -> dict[str, Any]:
+def _read(sheet: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
     try:
         built = json.loads(sheet.read_text(encoding="utf-8"))
         whole = all(isinstance(built["fingerprint"][name], kind) for name, kind in fields.items())
         if whole and isinstance(built["sha256"], str):
             return dict(built)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise _damaged(sheet)
-
-
-def _damaged(sheet: Path) -> RequestError:
-    return RequestError("the fingerprint of an engine is damaged", sheet, "Build the engine again: planish run")
+    return None

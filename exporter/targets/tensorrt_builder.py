@@ -24,12 +24,14 @@ from typing import Any
 
 from exporter.artifact import Signature
 from exporter.errors import EnvironmentLackError, InternalError, NoSpaceError, PlanishError, RequestError
+from exporter.hardware import gpu
 from exporter.targets import tensorrt_child
 
 RTX, TENSORRT = "tensorrt_rtx", "tensorrt"
 FAR_APART = 16
 """Operating points whose work (the product of their axes) differs by more than this have profiles of their own."""
 POLL_SECONDS = 0.2
+HIGHEST_LEVEL = 5
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """By input: the smallest, the usual and the largest shape."""
 
@@ -43,11 +45,11 @@ class EngineOptions:
     """How an engine is built. What the installed version lacks is refused.
 
     Attributes:
-        compute_capabilities: GPUs to build for without having them, as ``"SM89"`` (TensorRT for RTX only); empty: the
-            GPU of this machine.
+        compute_capabilities: GPUs to build for without having them, as ``"SM89"`` (TensorRT for RTX only, which asks
+            for some where this machine has no GPU); empty: the GPU of this machine.
         tf32: Multiply FP32 with ten bits of mantissa, as the library does unless told otherwise.
         level: Builder optimization level, 0 to 5; ``None``: the library's.
-        workspace_bytes: Most scratch memory that a layer may ask for; ``None``: all there is.
+        workspace_bytes: Most scratch memory that a layer may ask for, above 0; ``None``: all there is.
         sparse_weights: Use kernels for 2:4 sparse weights.
         version_compatible: The engine also runs on later minor versions.
         hardware_compatible: ``"AMPERE_PLUS"`` or ``"SAME_COMPUTE_CAPABILITY"``: the engine also runs on other GPUs.
@@ -72,6 +74,12 @@ class EngineOptions:
     timing_cache: Path | None = None
     timeout_s: float = 1800.0
     memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.level is not None and not 0 <= self.level <= HIGHEST_LEVEL:
+            raise RequestError("no such builder optimization level", self.level, f"Take 0 to {HIGHEST_LEVEL}")
+        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
+            raise RequestError("no such workspace", self.workspace_bytes, "Give a number of bytes above 0")
 
     def to_dict(self) -> dict[str, Any]:
         """As the child reads them."""
@@ -188,9 +196,11 @@ def build_engine(
     options = options or EngineOptions()
     if not onnx.is_file():
         raise RequestError("there is no such ONNX file", onnx, "Check the path")
+    if module == RTX and not options.compute_capabilities and not gpu()["available"]:
+        raise RequestError("no GPU is named to build for, and there is none here", None, "Name some, as SM89 and SM120")
     with tempfile.TemporaryDirectory(prefix=".planish-engine-") as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        asked = {"module": module, "onnx": str(onnx), "plan": str(plan), "profiles": profiles}
+        asked = {"parent": os.getpid(), "module": module, "onnx": str(onnx), "plan": str(plan), "profiles": profiles}
         request.write_text(json.dumps({**asked, "options": options.to_dict()}), encoding="utf-8")
         command = [sys.executable, "-P", tensorrt_child.__file__, str(request), str(answer)]
         with (Path(folder) / "errors.txt").open("w+b") as errors:
@@ -273,7 +283,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _crashed(onnx: Path, returncode: int, errors: str) -> PlanishError:
     lines = [line for line in errors.splitlines() if line.strip()]
-    if lines and "No space left on device" in lines[-1]:
+    if returncode == tensorrt_child.DISK_FULL:
         return NoSpaceError("no space is left to write the engine", onnx.name, "Free some disk space")
     how = f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
     return InternalError(
@@ -319,9 +329,14 @@ def explain(told: Mapping[str, Any], module: str, onnx: Path) -> PlanishError:
     if first.get("node") or first.get("operator"):
         where = f"{first.get('operator') or 'node'} {first.get('node', '')!r} of {onnx.name}"
     more = f" (and {others - 1} more)" if others > 1 else ""
-    what = "TensorRT refuses a node of the graph" if told["stage"] == "parse" else "TensorRT cannot build the engine"
+    what = "TensorRT cannot build the engine"
+    if told["stage"] == "parse":
+        what = "TensorRT refuses a node of the graph" if first.get("node") else "TensorRT cannot read the graph"
     said = f"{first.get('operator', '')} {first['description']}"
-    advice = next((hint for mark, hint in HINTS if mark in said), "The log has the builder's own words")
+    advice = next(
+        (hint for mark, hint in HINTS if mark in said),
+        "Check the file with onnx.checker; another version of TensorRT may take it",
+    )
     return RequestError(what, f"{where}{more}: {text}", advice)
 
 

@@ -10,9 +10,13 @@ Only the standard library and the TensorRT module are imported here.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import importlib
 import json
+import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,11 +29,13 @@ FLAGS = {
     "refit": "REFIT",
     "strip_weights": "STRIP_PLAN",
     "weight_streaming": "WEIGHT_STREAMING",
-    "monitor_memory": "MONITOR_MEMORY",
 }
 """The options that are builder flags, by the names of `tensorrt_builder.EngineOptions`."""
 LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: ", re.M)
 MOST_LINES = 40
+DISK_FULL = 28
+"""Exit status where the disk is full."""
+_PR_SET_PDEATHSIG = 1
 
 
 class Refused(Exception):
@@ -48,7 +54,7 @@ def build(request: Json) -> Json:
     try:
         built = _build(trt, log, request)
     except Refused as refused:
-        return {"stage": refused.stage, "errors": refused.errors, "log": log.worst(), "version": trt.__version__}
+        return {"stage": refused.stage, "errors": refused.errors, "version": trt.__version__}
     return {**built, "warnings": log.warnings(), "version": trt.__version__}
 
 
@@ -65,16 +71,18 @@ def _build(trt: Any, log: Any, request: Json) -> Json:
         config.add_optimization_profile(_profile(builder, profile))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = _monitor(trt)
-    cache = _timing_cache(config, options)
+    kept = _set_timing_cache(config, options)
     start = time.monotonic()
     plan = builder.build_serialized_network(network, config)
     seconds = time.monotonic() - start
     if plan is None:
         raise Refused("build", [{"description": text} for text in log.errors()])
     Path(request["plan"]).write_bytes(memoryview(plan))
-    if cache is not None:
-        Path(options["timing_cache"]).write_bytes(memoryview(config.get_timing_cache().serialize()))
-    return {"seconds": seconds, "bytes": plan.nbytes, "layers": layers(log.text()), "inputs": _inputs(network)}
+    if kept is not None:
+        cache = config.get_timing_cache()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(memoryview(cache.serialize()))
+    return {"seconds": seconds, "bytes": plan.nbytes, "layers": layers(log.text())}
 
 
 def _module(name: str) -> Any:
@@ -102,9 +110,6 @@ def _logger(trt: Any) -> Any:
         def warnings(self) -> list[str]:
             told = [message for level, message in self.lines if level == severity.WARNING]
             return [message for message in told if not message.endswith("Int64 binding.")][:MOST_LINES]
-
-        def worst(self) -> list[str]:
-            return [message for level, message in self.lines if level in (*bad, severity.WARNING)][-MOST_LINES:]
 
         def text(self) -> str:
             return "\n".join(message for _, message in self.lines)
@@ -190,7 +195,6 @@ def _parse(trt: Any, network: Any, log: Any, path: str) -> None:
             {
                 "node": error.node_name() if hasattr(error, "node_name") else "",
                 "operator": error.node_operator() if hasattr(error, "node_operator") else "",
-                "code": str(error.code()),
                 "description": error.desc(),
             }
         )
@@ -204,20 +208,20 @@ def _profile(builder: Any, shapes: Json) -> Any:
     return profile
 
 
-def _timing_cache(config: Any, options: Json) -> Any:
-    """The timings kept from earlier builds, as far as they are of this GPU and version; ``None``: none are kept."""
+def _set_timing_cache(config: Any, options: Json) -> Path | None:
+    """Give the builder the timings of earlier builds, as far as they are of this GPU and version.
+
+    Returns:
+        Where they are kept; ``None`` where none are.
+    """
     if not options.get("timing_cache"):
         return None
     place = Path(options["timing_cache"])
     cache = config.create_timing_cache(place.read_bytes() if place.is_file() else b"")
-    if cache is not None:
-        config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
-
-
-def _inputs(network: Any) -> list[Json]:
-    tensors = [network.get_input(index) for index in range(network.num_inputs)]
-    return [{"name": tensor.name, "dtype": str(tensor.dtype).rpartition(".")[2]} for tensor in tensors]
+    if cache is None:  # damaged, or of another version: begin anew
+        cache = config.create_timing_cache(b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return place
 
 
 def layers(text: str) -> list[Json]:
@@ -232,14 +236,29 @@ def layers(text: str) -> list[Json]:
     ]
 
 
-def main() -> None:
+def _die_with_parent(parent: int) -> None:
+    """A builder that nobody waits for, and whose limits nobody watches, would go on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:  # it died before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> int:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    _die_with_parent(request["parent"])
     try:
         answer = build(request)
-    except Refused as refused:  # of the import, before there is a log
-        answer = {"stage": refused.stage, "errors": refused.errors, "log": [], "version": ""}
-    Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
+        Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
+    except Refused as refused:  # of the import, before there is a version
+        answer = {"stage": refused.stage, "errors": refused.errors, "version": ""}
+        Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
+    except OSError as failure:
+        if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DISK_FULL
+        raise
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,21 +30,28 @@ FIELDS = {
     "gpus": list,
     "options": dict,
     "profiles": list,
-    "onnx": str,
+    "onnx": dict,
 }
 AMPERE = (8, 0)
 _NOT_OF_THE_ENGINE = ("compute_capabilities", "timing_cache", "timeout_s", "memory_bytes")
 
 
 def engine_fingerprint(
-    built: BuiltEngine, module: str, onnx: Path, profiles: Sequence[Shapes], options: EngineOptions
+    built: BuiltEngine, module: str, files: Sequence[Path], profiles: Sequence[Shapes], options: EngineOptions
 ) -> dict[str, Any]:
     """What an engine depends on.
+
+    Args:
+        built: The engine.
+        module: What built it.
+        files: The ONNX file and those of its weights.
+        profiles: Its optimization profiles.
+        options: How it was built.
 
     Returns:
         ``library`` and its ``version``; ``platform``; ``gpus``: compute capabilities (``"8.9"``); ``device`` and
         ``driver``, where it was built for a GPU of this machine; ``options`` that are not the default; ``profiles``;
-        ``onnx``: the SHA-256 of the file that it was built from.
+        ``onnx``: by name, the SHA-256 of the files that it was built from.
     """
     plain = EngineOptions()
     names = [field.name for field in fields_of(EngineOptions) if field.name not in _NOT_OF_THE_ENGINE]
@@ -55,7 +62,7 @@ def engine_fingerprint(
         "gpus": [capability_of(name) for name in options.compute_capabilities],
         "options": {name: getattr(options, name) for name in names if getattr(options, name) != getattr(plain, name)},
         "profiles": [{name: [list(shape) for shape in shapes] for name, shapes in one.items()} for one in profiles],
-        "onnx": file_digest(onnx),
+        "onnx": {path.name: file_digest(path) for path in files},
     }
     if not options.compute_capabilities:
         here = this_machine(module)
@@ -64,10 +71,10 @@ def engine_fingerprint(
 
 
 def write_engine_sheet(
-    built: BuiltEngine, module: str, onnx: Path, profiles: Sequence[Shapes], options: EngineOptions
+    built: BuiltEngine, module: str, files: Sequence[Path], profiles: Sequence[Shapes], options: EngineOptions
 ) -> Path:
-    """Write the fingerprint beside an engine; returns the file."""
-    return write_sheet(built.plan, engine_fingerprint(built, module, onnx, profiles, options))
+    """Write the fingerprint beside an engine; returns the file. Arguments as for `engine_fingerprint`."""
+    return write_sheet(built.plan, engine_fingerprint(built, module, files, profiles, options))
 
 
 def check_engine(engine: Path, trusted_digests: frozenset[str]) -> None:
@@ -76,7 +83,11 @@ def check_engine(engine: Path, trusted_digests: frozenset[str]) -> None:
     Raises:
         RequestError: Says what differs and what would mend it.
     """
-    check_sheet(engine, trusted_digests, lambda built: misfits(built, this_machine(built["library"])), FIELDS)
+
+    def unfit(built: dict[str, Any]) -> list[str]:
+        return misfits(built, this_machine(built["library"]))
+
+    check_sheet(engine, trusted_digests, unfit, FIELDS, command="planish engine")
 
 
 def capability_of(name: str) -> str:

@@ -35,9 +35,9 @@ def run_command(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        kept = (
-            "it begins anew, for --no-cache keeps nothing" if "--no-cache" in arguments else "it goes on where it was"
-        )
+        kept = "it begins anew" if "engine" in arguments[:1] else "it goes on where it was"
+        if "--no-cache" in arguments:
+            kept = "it begins anew, for --no-cache keeps nothing"
         return _fail("interrupted", None, f"Run the same command again: {kept}", _INTERRUPTED, as_json)
     except TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)

@@ -151,11 +151,13 @@ def engine(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")],
     check: Annotated[bool, typer.Option("--check", help="Build to see whether it can be, and keep nothing.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where the engines go (default: <bundle>-engines).")
+        Path | None, typer.Option("--out", "-o", help="Where the engines go (default: <bundle>-tensorrt).")
     ] = None,
     gpu: Annotated[
         list[str] | None,
-        typer.Option("--gpu", metavar="SM", help="Compute capability, as SM89; repeatable (default: SM89, SM120)."),
+        typer.Option(
+            "--gpu", metavar="SM", help="Compute capability, as SM89 or 8.9; repeatable (default: SM89, SM120)."
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

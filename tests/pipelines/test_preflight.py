@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -14,9 +18,10 @@ from onnx import TensorProto, helper
 
 from exporter.artifact import Axis, Signature, TensorSpec
 from exporter.digests import file_digest
+from exporter.errors import RequestError
 from pipelines.manifest import DIGEST_KEY, manifest_digest
-from pipelines.preflight import points_of
-from tests.pipelines.jobs import export, planish
+from pipelines.preflight import capability, points_of
+from tests.pipelines.jobs import COMMAND, environment, export, planish
 
 NEEDS_RTX = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed"
@@ -87,12 +92,86 @@ def test_a_file_that_the_parser_refuses_is_named_with_its_node(nvidia: Path, cac
 
     entry = manifest["files"]["onnx/model.onnx"]
     entry["sha256"], entry["bytes"] = file_digest(path), path.stat().st_size
-    manifest[DIGEST_KEY] = manifest_digest(manifest)
-    (out / "planish.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_manifest(out, manifest)
     done = planish("engine", out, "--check", cache=cache)
     assert done.returncode == 1, done.stderr
     assert "refused: onnx/model.onnx" in done.stdout
     assert repr(node.name) in done.stdout.replace("\n", "")
+
+
+@pytest.mark.slow
+@NEEDS_RTX
+def test_changed_weights_beside_a_graph_are_found(nvidia: Path, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(nvidia, out)
+    graph = out / "onnx" / "model.onnx"
+    model = onnx.load(graph)
+    onnx.save(model, graph, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    manifest = json.loads((out / "planish.json").read_text(encoding="utf-8"))
+    names = ["onnx/model.onnx", "onnx/model.onnx_data"]
+    for name in names:
+        manifest["files"][name] = {"sha256": file_digest(out / name), "bytes": (out / name).stat().st_size}
+    for entry in manifest["variants"]:
+        entry["files"] = names if entry["files"][:1] == names[:1] else entry["files"]
+    write_manifest(out, manifest)
+    engines = tmp_path / "engines"
+    assert planish("engine", out, "--out", engines, "--gpu", "SM89", cache=cache).returncode == 0
+    sheet = json.loads((engines / "tensorrt-rtx-fp32-sm89" / "fingerprint.json").read_text(encoding="utf-8"))
+    assert sheet["fingerprint"]["onnx"] == {Path(name).name: file_digest(out / name) for name in names}
+    with (out / names[1]).open("r+b") as file:
+        file.write(b"planted")
+    done = planish("engine", out, "--check", cache=cache)
+    assert done.returncode == 2
+    assert names[1] in done.stderr
+
+
+def write_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
+    manifest[DIGEST_KEY] = manifest_digest(manifest)
+    (bundle / "planish.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.slow
+@NEEDS_RTX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_build_that_is_ended_leaves_nothing(nvidia: Path, cache: Path, tmp_path: Path, number: int) -> None:
+    (tmp_path / "out").mkdir()
+    command = [*COMMAND, "engine", str(nvidia), "--out", str(tmp_path / "out" / "engines")]
+    env = {**environment(cache), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (found := list(tmp_path.glob(".planish-engine-*/request.json"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found, "it never began to build"
+    process.send_signal(number)
+    assert process.wait(60) in (128 + number, 130)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert list((tmp_path / "out").iterdir()) == []
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert left.stdout.split() == []
+
+
+def test_compute_capabilities_as_people_write_them() -> None:
+    assert [capability(text) for text in ("SM89", "sm_89", "8.9", "12.0", "sm120")] == ["SM89"] * 3 + ["SM120"] * 2
+    for text in ("", "Ada", "CURRENT", "SM", "8.9.1", "1234"):
+        with pytest.raises(RequestError, match="not a compute capability"):
+            capability(text)
+
+
+@pytest.mark.slow
+@NEEDS_RTX
+def test_one_gpu_twice_is_built_for_once(nvidia: Path, cache: Path) -> None:
+    done = planish("engine", nvidia, "--check", "--gpu", "8.9", "--gpu", "sm89", "--json", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert [engine["gpu"] for engine in json.loads(done.stdout)["engines"]] == ["SM89"] * 4
+
+
+@pytest.mark.slow
+@NEEDS_RTX
+@pytest.mark.parametrize("out", ["/proc/none/engines", "/dev/null/engines", "x" * 300])
+def test_a_folder_that_cannot_be_made(nvidia: Path, cache: Path, tmp_path: Path, out: str) -> None:
+    done = planish("engine", nvidia, "--out", out, "--gpu", "SM89", cache=cache, cwd=tmp_path)
+    assert done.returncode in (2, 3), done.stderr
+    assert "bug" not in done.stderr
 
 
 @pytest.mark.slow
@@ -133,7 +212,8 @@ def test_engines_are_kept_with_what_they_were_built_for(nvidia: Path, cache: Pat
         assert sheet["sha256"] == file_digest(engine)
         assert sheet["sha256"] in trusted
         assert sheet["fingerprint"]["gpus"] == ["8.9"]
-        assert sheet["fingerprint"]["onnx"] == file_digest(nvidia / told["file"])
+        graph = nvidia / told["file"]
+        assert sheet["fingerprint"]["onnx"][graph.name] == file_digest(graph)
     again = planish("engine", nvidia, "--out", out, cache=cache)
     assert again.returncode == 2
     assert "is there already" in again.stderr

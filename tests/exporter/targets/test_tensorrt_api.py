@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,6 +27,7 @@ OWNERS = {
     "profile": "IOptimizationProfile",
     "tensor": "ITensor",
     "plan": "IHostMemory",
+    "cache": "ITimingCache",
     "severity": "Severity",
 }
 """What variables of `tensorrt_child` hold."""
@@ -107,11 +107,12 @@ def test_the_list_is_that_of_the_bindings_installed_here() -> None:
     except PackageNotFoundError:
         pytest.skip("tensorrt-cu13-bindings is not installed")
     major = installed.partition(".")[0]
+    if major not in VERSIONS:
+        pytest.skip(f"there is no list of TensorRT {major} yet")
     spec = importlib.util.find_spec("tensorrt_bindings")
     assert spec is not None
     assert spec.origin is not None
     found = names_of(Path(spec.origin).parents[1], int(major))
-    assert sys.platform == "linux"
     if found["version"] != json.loads((FOLDER / f"{major}.json").read_text(encoding="utf-8"))["version"]:
         pytest.skip(f"the list is of another {major}.x than {installed}")
     assert found["names"] == listed(major)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifact import Axis, Signature, TensorSpec
-from exporter.errors import EnvironmentLackError, InternalError, RequestError
+from exporter.errors import EnvironmentLackError, InternalError, NoSpaceError, RequestError
 from exporter.targets import tensorrt_builder
+from exporter.targets.nvidia import has_driver
 from exporter.targets.tensorrt_builder import (
     RTX,
     TENSORRT,
@@ -153,8 +155,13 @@ def test_timings_are_kept_and_read_again(tmp_path: Path) -> None:
     options = EngineOptions(compute_capabilities=("SM89",), timing_cache=tmp_path / "timings")
     path = product(tmp_path / "model.onnx")
     build(path, options)
-    assert (tmp_path / "timings").stat().st_size > 0
+    kept = (tmp_path / "timings").read_bytes()
+    assert kept
     build(path, options)
+    assert (tmp_path / "timings").read_bytes() == kept
+    (tmp_path / "timings").write_bytes(b"damaged")
+    build(path, options)
+    assert (tmp_path / "timings").read_bytes() == kept
 
 
 def test_a_library_that_crashes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +188,7 @@ def test_a_build_beyond_its_limits_is_ended(
     child.write_text("import time\nheld = bytearray(b'x') * 200_000_000\ntime.sleep(600)\n")
     monkeypatch.setattr(tensorrt_builder.tensorrt_child, "__file__", str(child))
     with pytest.raises(EnvironmentLackError, match=told):
-        build(product(tmp_path / "model.onnx"), EngineOptions(**limit))  # type: ignore[arg-type]
+        build(product(tmp_path / "model.onnx"), replace(ADA, **limit))  # type: ignore[arg-type]
     found = subprocess.run(["pgrep", "-f", str(child)], capture_output=True, text=True, check=False)
     assert found.stdout.split() == []
 
@@ -192,6 +199,36 @@ def test_without_the_library_it_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentLackError, match="tensorrt cannot be imported") as caught:
         build_engine(path, tmp_path / "plan", module=TENSORRT, profiles=PROFILES)
     assert "docs/targets.md" in str(caught.value.remedy)
+
+
+def test_what_no_version_takes_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="optimization level: 9"):
+        EngineOptions(level=9)
+    with pytest.raises(RequestError, match="workspace: 0"):
+        EngineOptions(workspace_bytes=0)
+
+
+@pytest.mark.skipif(has_driver(), reason="there may be a GPU here")
+def test_without_a_gpu_one_has_to_be_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no GPU is named"):
+        build(product(tmp_path / "model.onnx"), EngineOptions())
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_what_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(RequestError, match="cannot read the graph"):
+        build(tmp_path / "model.onnx")
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that ends as the real one does where a write finds no space."""
+    child = tmp_path / "child.py"
+    child.write_text(f"import sys\nsys.exit({tensorrt_builder.tensorrt_child.DISK_FULL})\n")
+    monkeypatch.setattr(tensorrt_builder.tensorrt_child, "__file__", str(child))
+    with pytest.raises(NoSpaceError):
+        build(product(tmp_path / "model.onnx"))
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ BUILT: dict[str, Any] = {
     "driver": "580.95.05",
     "options": {},
     "profiles": [],
-    "onnx": "0" * 64,
+    "onnx": {"model.onnx": "0" * 64},
 }
 
 
@@ -130,16 +130,17 @@ def test_an_engine_without_a_fingerprint_is_refused(engine: Path) -> None:
 
 
 def test_the_fingerprint_of_an_engine_for_named_gpus(tmp_path: Path) -> None:
-    onnx = tmp_path / "model.onnx"
-    onnx.write_bytes(b"a graph")
+    files = [tmp_path / "model.onnx", tmp_path / "model.onnx_data"]
+    for file in files:
+        file.write_bytes(file.suffix.encode())
     built = BuiltEngine(tmp_path / "model.plan", "1.7.1.116", 1.0, 11, ())
     profiles = [{"x": ((1, 2), (8, 2), (64, 2))}]
     options = EngineOptions(compute_capabilities=("SM89", "SM120"), sparse_weights=True, timeout_s=5.0)
-    found = engine_fingerprint(built, RTX, onnx, profiles, options)
+    found = engine_fingerprint(built, RTX, files, profiles, options)
     assert found["gpus"] == ["8.9", "12.0"]
     assert found["options"] == {"sparse_weights": True}
     assert found["profiles"] == [{"x": [[1, 2], [8, 2], [64, 2]]}]
-    assert found["onnx"] == file_digest(onnx)
+    assert found["onnx"] == {file.name: file_digest(file) for file in files}
     assert "device" not in found
     assert set(tensorrt_engine.FIELDS) <= set(found)
 
