@@ -105,7 +105,8 @@ def examine(bundle: Path, places: dict[str, Path | str], task: str | None) -> li
                 limits = dict.fromkeys(one.reference, TOLERANCE_RMS)
                 if one is not asked[0]:
                     first = asked[0].reference
-                    limits = {n: SHARE * differences(first[n], a, one.mask)[1] for n, a in one.reference.items()}
+                    own = {n: differences(first[n], a, one.mask)[1] for n, a in one.reference.items()}
+                    limits = {n: SHARE * size if np.isfinite(size) else 0.0 for n, size in own.items()}
                 rows += [{**base, **row} for row in tool_rows(tool, place, bundle, one, limits)]
     return rows
 

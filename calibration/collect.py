@@ -29,6 +29,8 @@ Samples = Callable[[], Iterable[Mapping[str, Array]]]
 
 _FRACTION = 2.0**40
 _STATISTICS = ("min", "max", "sum")
+_AXES_ARE_INPUTS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
+"""From which opset on: before, axes are an attribute. In the order of `_STATISTICS`."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,6 @@ def _observe(graph: ir.Model, name: str, value: ir.Value) -> None:
     """Add a tensor's reductions to the graph, as outputs ``name|min``, ``name|max``, ``name|sum``, ``name|count``."""
     import onnx_ir as ir
 
-    from exporter.passes.graphs import add_constant
-
     rank = len(value.shape) if value.shape is not None else 0
     channels = value.shape[-1] if value.shape is not None and rank > 1 and isinstance(value.shape[-1], int) else None
     # One axis first, then the others: ONNX Runtime reduces many short columns, or rows, up to six times as fast as few
@@ -227,15 +227,28 @@ def _observe(graph: ir.Model, name: str, value: ir.Value) -> None:
     steps: list[list[int]] = [[-1], []] if rank > 1 else [[]]
     if channels is not None:
         steps = [[-2], list(range(rank - 2))] if rank > 2 else [[0]]
-    axes = [add_constant(graph.graph, np.array(step, np.int64), "observed_axes") if step else None for step in steps]
-    for kind, op_type in zip(_STATISTICS, ("ReduceMin", "ReduceMax", "ReduceSum"), strict=True):
+    for kind, op_type in zip(_STATISTICS, _AXES_ARE_INPUTS, strict=True):
         reduced = value
-        for step in axes[:-1]:
-            graph.graph.append(ir.node(op_type, [reduced, step], attributes={"keepdims": 0}))
+        for step in steps[:-1]:
+            graph.graph.append(_reduction(graph, op_type, reduced, step))
             reduced = graph.graph[-1].outputs[0]
-        node = ir.node(op_type, [reduced, axes[-1]] if axes[-1] else [reduced], attributes={"keepdims": 0})
+        node = _reduction(graph, op_type, reduced, steps[-1])
         _output(graph, node, f"{name}|{kind}", ir.DataType.FLOAT, [] if channels is None else [channels])
     _output(graph, ir.node("Size", [value]), f"{name}|count", ir.DataType.INT64, [])
+
+
+def _reduction(graph: ir.Model, op_type: str, value: ir.Value, axes: Sequence[int]) -> ir.Node:
+    """The node that reduces some axes, without any all of them, as the graph's opset writes it."""
+    import onnx_ir as ir
+
+    from exporter.passes.graphs import add_constant
+
+    if not axes:
+        return ir.node(op_type, [value], attributes={"keepdims": 0})
+    if graph.graph.opset_imports.get("", 1) < _AXES_ARE_INPUTS[op_type]:
+        return ir.node(op_type, [value], attributes={"keepdims": 0, "axes": list(axes)})
+    named = add_constant(graph.graph, np.array(axes, np.int64), "observed_axes")
+    return ir.node(op_type, [value, named], attributes={"keepdims": 0})
 
 
 def _output(graph: ir.Model, node: ir.Node, name: str, dtype: ir.DataType, shape: Sequence[Any]) -> None:

@@ -32,17 +32,23 @@ g (float[batch, sequence, 8] x) => (float[batch, sequence, 8] y, float[batch, se
   still = Mul (x, nothing)
   flat = Add (still, one)
   unread = Identity (flat)
+  heads = Reshape (y, split)
+  unread_too = Identity (heads)
 }
 """
-TENSORS = ("x", "doubled", "y", "scores", "flat")
+TENSORS = ("x", "doubled", "y", "scores", "flat", "heads")
 
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
-    model = onnx.parser.parse_model(TEXT)
+    return save_graph(tmp_path / "graph.onnx")
+
+
+def save_graph(path: Path, opset: int = 20) -> Path:
+    model = onnx.parser.parse_model(TEXT.replace('"" : 20', f'"" : {opset}'))
     for name, value in (("nothing", 0.0), ("one", 1.5)):
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), name))
-    path = tmp_path / "graph.onnx"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 0, 2, 4], np.int64), "split"))
     onnx.save(model, path)
     return path
 
@@ -59,6 +65,7 @@ def stored(samples: Iterable[Mapping[str, np.ndarray]]) -> dict[str, list[np.nda
         x = batch["x"]
         y = np.maximum(x + x, 0)
         values = {"x": x, "doubled": x + x, "y": y, "scores": y @ x.transpose(0, 2, 1), "flat": np.full_like(x, 1.5)}
+        values["heads"] = y.reshape(*y.shape[:2], 2, 4)
         for name, value in values.items():
             found[name].append(value)
     return found
@@ -75,11 +82,17 @@ def test_ranges_and_means_are_those_of_the_stored_activations(graph: Path) -> No
         if name == "scores":  # its last axis is dynamic: no channels
             columns = np.concatenate([a.ravel() for a in arrays])[:, None]
         else:
-            columns = np.concatenate([a.reshape(-1, 8) for a in arrays])
+            columns = np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])
         assert found.count == len(columns)
         np.testing.assert_allclose(found.channel_min, columns.min(axis=0), rtol=1e-5)
         np.testing.assert_allclose(found.channel_max, columns.max(axis=0), rtol=1e-5)
         np.testing.assert_allclose(found.channel_mean, columns.mean(axis=0, dtype=np.float64), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [12, 13, 17])
+def test_older_opsets_give_the_same(graph: Path, tmp_path: Path, opset: int) -> None:
+    old = save_graph(tmp_path / "old.onnx", opset)
+    assert same(collect(old, lambda: batches(), TENSORS), collect(graph, lambda: batches(), TENSORS))
 
 
 def test_histograms_are_those_of_the_stored_activations(graph: Path) -> None:

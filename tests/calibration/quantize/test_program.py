@@ -97,6 +97,28 @@ def test_elementwise_products_are_left_alone(tmp_path: Path, form: Form) -> None
     assert not [source for source in read if "quantize" in source]
 
 
+class Still(torch.nn.Module):
+    """A linear layer whose input never changes: there is nothing to smooth by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.layer(torch.ones_like(x))}
+
+
+def test_what_cannot_be_smoothed_is_quantized_as_it_is(tmp_path: Path) -> None:
+    shapes = {"x": {0: torch.export.Dim("batch", min=1, max=8), 1: torch.export.Dim("sequence", min=2, max=64)}}
+    exported = torch.export.export(Still().eval(), (), {"x": torch.randn(2, 5, 16)}, dynamic_shapes=shapes)
+    torch.export.save(exported, tmp_path / "fp32.pt2")
+    artifact = Artifact(tmp_path / "fp32.pt2", "pt2", SIGNATURE, InputContract())
+    record = quantize_program(artifact, tmp_path / "int8.pt2", form="static-smooth", samples=batches)
+    assert record["smoothing"]["groups"] == []
+    assert [kept["rule"] for kept in record["smoothing"]["kept"]] == ["constant_input"]
+    assert record["quantized"] == 1
+
+
 def test_static_form_needs_samples(program: tuple[torch.nn.Module, Artifact], tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no calibration samples"):
         quantize_program(program[1], tmp_path / "a.pt2", form="static", samples=list)
