@@ -89,7 +89,9 @@ def examine(bundle: Path, places: dict[str, Path | str], task: str | None) -> li
     manifest = _json(bundle / "planish.json")
     name, task = manifest.get("name", bundle.name), task or manifest.get("task", "feature-extraction")
     say(f"{name}: plain ONNX Runtime")
-    asked = [refer(bundle, task, dtype) for dtype, file in FILES.items() if (bundle / file).is_file()]
+    asked = [refer(bundle, task, "fp32")]
+    if (bundle / FILES["int8"]).is_file():
+        asked.append(refer(bundle, task, "int8", asked[0].reference))
     rows = [{"bundle": name, "tool": "plain ONNX Runtime", **row} for row in golden_rows(bundle)]
     for tool_name, place in places.items():
         tool = TOOLS[tool_name]
@@ -102,12 +104,7 @@ def examine(bundle: Path, places: dict[str, Path | str], task: str | None) -> li
         else:
             for one in asked:
                 say(f"{name}: {tool_name}, {one.request['file']}")
-                limits = dict.fromkeys(one.reference, TOLERANCE_RMS)
-                if one is not asked[0]:
-                    first = asked[0].reference
-                    own = {n: differences(first[n], a, one.mask)[1] for n, a in one.reference.items()}
-                    limits = {n: SHARE * size if np.isfinite(size) else 0.0 for n, size in own.items()}
-                rows += [{**base, **row} for row in tool_rows(tool, place, bundle, one, limits)]
+                rows += [{**base, **row} for row in tool_rows(tool, place, bundle, one)]
     return rows
 
 
@@ -119,15 +116,17 @@ class Asked:
         request: For the tool's script.
         reference: By output, what plain ONNX Runtime makes of it.
         mask: Which positions count.
+        limits: By output, the RMS relative difference up to which a tool agrees.
     """
 
     request: dict[str, Any]
     reference: Arrays
     mask: np.ndarray
+    limits: dict[str, float]
 
 
-def refer(bundle: Path, task: str, dtype: str) -> Asked:
-    """What tools are asked to do with the file of one precision."""
+def refer(bundle: Path, task: str, dtype: str, fp32: Arrays | None = None) -> Asked:
+    """What tools are asked to do with the file of one precision; `fp32` is the reference of an int8 file's FP32 one."""
     from exporter.encoders.text import TextEncoder
     from exporter.targets.onnxruntime import open_cpu_session
     from exporter.tasks import get_task
@@ -153,7 +152,12 @@ def refer(bundle: Path, task: str, dtype: str) -> Asked:
     if task == "text-classification":
         shifted = np.exp(outputs["logits"] - outputs["logits"].max(axis=-1, keepdims=True))
         reference["scores"] = shifted / shifted.sum(axis=-1, keepdims=True)
-    return Asked(request, reference, inputs.get("attention_mask", np.ones_like(inputs["input_ids"])))
+    mask = inputs.get("attention_mask", np.ones_like(inputs["input_ids"]))
+    limits = dict.fromkeys(reference, TOLERANCE_RMS)
+    if fp32 is not None:
+        own = {name: differences(fp32[name], array, mask)[1] for name, array in reference.items()}
+        limits = {name: SHARE * size if np.isfinite(size) else 0.0 for name, size in own.items()}
+    return Asked(request, reference, mask, limits)
 
 
 def pooling_of(bundle: Path) -> tuple[str | None, bool]:
@@ -196,12 +200,8 @@ def golden_rows(bundle: Path) -> list[dict[str, Any]]:
     ]
 
 
-def tool_rows(tool: Tool, place: Path, bundle: Path, wanted: Asked, limits: dict[str, float]) -> list[dict[str, Any]]:
-    """Have a tool load the bundle and run the sentences; one row for each output that it gave.
-
-    Args:
-        limits: By output, the RMS relative difference up to which it agrees.
-    """
+def tool_rows(tool: Tool, place: Path, bundle: Path, wanted: Asked) -> list[dict[str, Any]]:
+    """Have a tool load the bundle and run the sentences; one row for each output that it gave."""
     request, reference = wanted.request, wanted.reference
     with tempfile.TemporaryDirectory(prefix="planish-compat-") as folder:
         asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
@@ -227,7 +227,7 @@ def tool_rows(tool: Tool, place: Path, bundle: Path, wanted: Asked, limits: dict
             rows.append({**base, "verdict": "failed", "reason": "it gave none of the model's outputs"})
         else:
             sizes = {n: differences(reference[n], array, wanted.mask) for n, array in arrays.items()}
-            rows += [{**base, **judge(n, *size, limits[n])} for n, size in sizes.items()]
+            rows += [{**base, **judge(n, *size, wanted.limits[n])} for n, size in sizes.items()]
     return rows
 
 

@@ -220,8 +220,9 @@ def _observe(graph: ir.Model, name: str, value: ir.Value) -> None:
     """Add a tensor's reductions to the graph, as outputs ``name|min``, ``name|max``, ``name|sum``, ``name|count``."""
     import onnx_ir as ir
 
-    rank = len(value.shape) if value.shape is not None else 0
-    channels = value.shape[-1] if value.shape is not None and rank > 1 and isinstance(value.shape[-1], int) else None
+    dims = [] if value.shape is None else list(value.shape)
+    rank = len(dims)
+    channels = dims[-1] if rank > 1 and isinstance(dims[-1], int) else None
     # One axis first, then the others: ONNX Runtime reduces many short columns, or rows, up to six times as fast as few
     # long ones, and reduces a whole tensor on one thread.
     steps: list[list[int]] = [[-1], []] if rank > 1 else [[]]

@@ -11,13 +11,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from exporter.orphans import die_with_parent
 from pipelines.processes import failures, inside
 
 
 def main() -> None:
     """Run the one function asked for, send its result or its error, and end."""
     parent, messages_fd = int(sys.argv[1]), int(sys.argv[2])
-    inside.die_with_parent(parent)
+    die_with_parent(parent)
     inside.open_line(messages_fd)
     request = next(inside.commands(), None)
     if request is None:  # the parent changed its mind

@@ -17,7 +17,7 @@ from typing import Any
 
 from exporter.artifact import Signature
 from exporter.digests import file_digest
-from exporter.errors import EnvironmentLackError, InternalError, RequestError
+from exporter.errors import InternalError, RequestError
 from exporter.targets.tensorrt_builder import (
     RTX,
     BuiltEngine,
@@ -29,7 +29,7 @@ from exporter.targets.tensorrt_builder import (
 )
 from exporter.targets.tensorrt_engine import write_engine_sheet
 from pipelines.bundle import Bundle, read_bundle
-from pipelines.disk import disk_errors, sync_tree
+from pipelines.disk import disk_errors, make_folder, sync_tree
 from pipelines.integrity import changed_files, refuse
 from pipelines.manifest import VariantEntry
 from pipelines.processes import terminable
@@ -111,19 +111,20 @@ def preflight(
     _check(bundle, entries)
     profiles = profiles_of(bundle.signature, points_of(bundle.signature, bundle.points))
     found = []
-    above = tempfile.gettempdir() if out is None else out.parent
+    above, remedy = Path(tempfile.gettempdir()) if out is None else out.parent, "name another folder with --out"
+    make_folder(above, remedy)
     with (
         terminable(),
-        disk_errors(Path(above), "name another folder with --out"),
-        tempfile.TemporaryDirectory(prefix=".planish-engines-", dir=_made(Path(above))) as scratch,
+        disk_errors(above, remedy),
+        tempfile.TemporaryDirectory(prefix=".planish-engines-", dir=above) as scratch,
     ):
         made = Path(scratch) / "engines"
         for entry in entries:
             for gpu in wanted:
                 say(f"{entry.id} for {gpu}")
-                place = made / f"{entry.id}-{gpu.lower()}"
+                place = made / _folder(entry.id, gpu)
                 place.mkdir(parents=True)
-                found.append(_try(bundle, entry, gpu, profiles, place, say))
+                found.append(_try(bundle, entry, gpu, profiles, place, keep=out is not None, say=say))
                 if out is None or not found[-1].ok:
                     shutil.rmtree(place)
         if out is None or not any(one.ok for one in found):
@@ -135,7 +136,7 @@ def preflight(
             if not os.path.lexists(out):
                 raise
             raise RequestError("another program made the folder for engines meanwhile", out, "Name another") from error
-    found = [replace(one, engine=out / _name(one) / PLAN if one.ok else None) for one in found]
+    found = [replace(one, engine=out / _folder(one.variant, one.gpu) / PLAN if one.ok else None) for one in found]
     for one in found:
         if one.engine is not None:
             remember_engine(file_digest(one.engine))
@@ -154,17 +155,8 @@ def capability(text: str) -> str:
     return f"SM{found[1]}{found[2]}"
 
 
-def _name(one: Preflight) -> str:
-    return f"{one.variant}-{one.gpu.lower()}"
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        told = f"{folder}: {error.strerror}"
-        raise EnvironmentLackError("a folder cannot be made", told, "Name another with --out") from error
-    return folder
+def _folder(variant: str, gpu: str) -> str:
+    return f"{variant}-{gpu.lower()}"
 
 
 def points_of(signature: Signature, points: Sequence[str]) -> list[dict[str, int]]:
@@ -214,6 +206,8 @@ def _try(
     gpu: str,
     profiles: Sequence[Shapes],
     place: Path,
+    *,
+    keep: bool,
     say: Callable[[str], None],
 ) -> Preflight:
     options = EngineOptions(compute_capabilities=(gpu,))
@@ -235,7 +229,8 @@ def _try(
         value = "" if error.value is None else f": {error.value}"
         reason, crashed = f"{error.what}{value}", isinstance(error, InternalError)
         return Preflight(entry.id, entry.files[0], gpu, False, crashed, reason, error.remedy or "")
-    write_engine_sheet(built, RTX, files, profiles, options)
+    if keep:
+        write_engine_sheet(built, RTX, files, profiles, options)
     return _passed(built, entry.id, entry.files[0], gpu)
 
 

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class BuiltEngine:
     seconds: float
     bytes: int
     layers: tuple[EngineLayer, ...]
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def profiles_of(signature: Signature, points: Sequence[Mapping[str, int]] = ()) -> list[Shapes]:
@@ -293,24 +293,19 @@ def _crashed(onnx: Path, returncode: int, errors: str) -> PlanishError:
     )
 
 
-HINTS = (
-    (
-        "must have same input types",
-        "TensorRT takes types as they stand: let Planish lower the graph, or add a Cast there",
+HINTS = {
+    ("must have same input types", "must be of the same type"): (
+        "TensorRT takes types as they stand: let Planish lower the graph, or add a Cast there"
     ),
     (
-        "must be of the same type",
-        "TensorRT takes types as they stand: let Planish lower the graph, or add a Cast there",
+        "shiftIsAllZeros",
+    ): "It rounds symmetrically only: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)",
+    ("DynamicQuantizeLinear", "MatMulInteger"): (
+        "It has no such operator: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)"
     ),
-    ("shiftIsAllZeros", "It rounds symmetrically only: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)"),
-    (
-        "DynamicQuantizeLinear",
-        "It has no such operator: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)",
-    ),
-    ("MatMulInteger", "It has no such operator: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)"),
-    ("Plugin not found", "It has no such operator: ONNX Runtime's own are for ONNX Runtime; use the portable graph"),
-    ("but must match", "The shapes do not fit: check the file with onnx.checker and shape inference"),
-)
+    ("Plugin not found",): ("It has no such operator: ONNX Runtime's own are for ONNX Runtime; use the portable graph"),
+    ("but must match",): "The shapes do not fit: check the file with onnx.checker and shape inference",
+}
 """What in the builder's words leads to which advice."""
 
 
@@ -334,7 +329,7 @@ def explain(told: Mapping[str, Any], module: str, onnx: Path) -> PlanishError:
         what = "TensorRT refuses a node of the graph" if first.get("node") else "TensorRT cannot read the graph"
     said = f"{first.get('operator', '')} {first['description']}"
     advice = next(
-        (hint for mark, hint in HINTS if mark in said),
+        (hint for marks, hint in HINTS.items() if any(mark in said for mark in marks)),
         "Check the file with onnx.checker; another version of TensorRT may take it",
     )
     return RequestError(what, f"{where}{more}: {text}", advice)

@@ -5,22 +5,21 @@ request, reads the answer and gives the errors words. Versions differ in what th
 for RTX): whatever not all of them have stands behind a look whether it is there, and an option without its feature is
 refused, never left out silently.
 
-Only the standard library and the TensorRT module are imported here.
+Beside `exporter.orphans` only the standard library and the TensorRT module are imported here.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import importlib
 import json
-import os
 import re
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from exporter.orphans import die_with_parent
 
 Json = dict[str, Any]
 FLAGS = {
@@ -35,7 +34,6 @@ LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(
 MOST_LINES = 40
 DISK_FULL = 28
 """Exit status where the disk is full."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Refused(Exception):
@@ -49,13 +47,14 @@ class Refused(Exception):
 
 def build(request: Json) -> Json:
     """Parse, configure, build and write the plan; returns what the answer says of it."""
-    trt = _module(request["module"])
-    log = _logger(trt)
+    version = ""
     try:
-        built = _build(trt, log, request)
+        trt = _module(request["module"])
+        version = trt.__version__
+        log = _logger(trt)
+        return {**_build(trt, log, request), "warnings": log.warnings(), "version": version}
     except Refused as refused:
-        return {"stage": refused.stage, "errors": refused.errors, "version": trt.__version__}
-    return {**built, "warnings": log.warnings(), "version": trt.__version__}
+        return {"stage": refused.stage, "errors": refused.errors, "version": version}
 
 
 def _build(trt: Any, log: Any, request: Json) -> Json:
@@ -236,22 +235,11 @@ def layers(text: str) -> list[Json]:
     ]
 
 
-def _die_with_parent(parent: int) -> None:
-    """A builder that nobody waits for, and whose limits nobody watches, would go on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    if os.getppid() != parent:  # it died before the line above
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def main() -> int:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    _die_with_parent(request["parent"])
+    die_with_parent(request["parent"])  # a builder that nobody waits for, and whose limits nobody watches
     try:
         answer = build(request)
-        Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
-    except Refused as refused:  # of the import, before there is a version
-        answer = {"stage": refused.stage, "errors": refused.errors, "version": ""}
         Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
     except OSError as failure:
         if failure.errno in (errno.ENOSPC, errno.EDQUOT):

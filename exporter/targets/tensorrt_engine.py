@@ -15,13 +15,11 @@ from typing import Any
 from exporter.digests import file_digest
 from exporter.hardware import gpu
 from exporter.targets.engines import check_sheet, write_sheet
+from exporter.targets.nvidia import TensorRt, TensorRtRtx
 from exporter.targets.packages import installed_version
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, BuiltEngine, EngineOptions, Shapes
 
-PACKAGES = {
-    RTX: ("tensorrt-rtx-cu13", "tensorrt-rtx"),
-    TENSORRT: ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-}
+PACKAGES = {RTX: TensorRtRtx.packages, TENSORRT: TensorRt.packages}
 """By module, the distributions that bring it."""
 FIELDS = {
     "library": str,

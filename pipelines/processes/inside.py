@@ -5,18 +5,14 @@ Outside a job `report_progress` goes to the log and the rest is an error, so job
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
-
-_PR_SET_PDEATHSIG = 1
 
 
 class _Line:
@@ -69,17 +65,6 @@ def open_line(messages_fd: int) -> None:
     os.close(nothing)
     os.set_inheritable(messages_fd, False)
     _line = _Line(os.fdopen(commands_fd, "rb"), os.fdopen(messages_fd, "wb"))
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies; end at once if that has happened already.
-
-    (The signal follows the parent's thread that started this process: see `Child`.)
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    if os.getppid() != parent:  # it died before the line above
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def peak_rss_bytes() -> int:
