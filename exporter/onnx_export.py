@@ -73,7 +73,8 @@ def _export(original: Original, opset: int) -> onnx_ir.Model:
                 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
                 config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=opset)
-                return OnnxExporter().export(module, dict(original.example), config=config).program
+                found = OnnxExporter().export(module, dict(original.example), config=config)
+                return getattr(found, "program", None) or found.model  # earlier transformers give torch's own
             program = torch.onnx.export(
                 module,
                 kwargs=dict(original.example),

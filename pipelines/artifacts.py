@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError
-from pipelines.plan import PROGRAM, Candidate, ingredients
+from pipelines.plan import Candidate, ingredients
 from pipelines.quantizing import Base, Learning, learn, needs, quantize
 from pipelines.recipe_sections import Export
 from pipelines.trust import remember_engine
@@ -69,18 +69,20 @@ def export_onnx(shop: Workshop, original: dict[str, Any], original_id: dict[str,
     )
 
 
-def export_program(shop: Workshop, original: dict[str, Any], original_id: dict[str, Any]) -> Made:
+def export_program(
+    shop: Workshop, original: dict[str, Any], original_id: dict[str, Any], precision: str = "fp32"
+) -> Made:
     """Export to a `torch.export` program: what compiled engines are made from.
 
     Raises:
         PlanishError: The model cannot be exported.
     """
     return shop.make(
-        "export-program",
-        "Export to torch.export",
+        "export-program" if precision == "fp32" else f"export-program-{precision}",
+        "Export to torch.export" if precision == "fp32" else f"Export to torch.export in {precision.upper()}",
         "pipelines.stages.export:to_program",
-        {"original": original},
-        inputs={"original": original_id},
+        {"original": original, "precision": precision},
+        inputs={"original": original_id, "precision": precision},
         packages=TORCH,
     )
 
@@ -94,7 +96,7 @@ def make_artifacts(
     shop: Workshop,
     recorded: Made,
     exported: Made,
-    program: Made | PlanishError | None,
+    programs: Mapping[str, Made | PlanishError],
     planned: Sequence[Candidate],
     export: Export,
     learning: Learning,
@@ -107,7 +109,7 @@ def make_artifacts(
         shop: Makes the stages.
         recorded: What the original computes.
         exported: See `export_onnx`.
-        program: See `export_program`; why there is none; ``None`` where no candidate needs it.
+        programs: By ingredient, see `export_program`; or why there is none.
         planned: The candidates.
         export: How ONNX files are written.
         learning: What calibration learns from.
@@ -117,12 +119,13 @@ def make_artifacts(
     """
     result = Artifacts()
     wanted = with_needs(ingredients(planned))
-    if isinstance(program, PlanishError):
-        result.errors[PROGRAM] = program
-    elif program is not None:
+    for name, program in programs.items():
+        if isinstance(program, PlanishError):
+            result.errors[name] = program
+            continue
         made = Artifact.from_dict(program.record["artifact"])
-        result.ready[PROGRAM] = Artifact(program.folder / made.path, "pt2", made.signature, made.contract)
-        result.ids[PROGRAM] = program.id
+        result.ready[name] = Artifact(program.folder / made.path, "pt2", made.signature, made.contract)
+        result.ids[name] = program.id
     works = [lambda: _make_onnx(shop, result, recorded, exported, wanted, export, learning)]
     for ingredient in sorted(wanted, key=lambda name: (needs(name) is None, name)):  # what takes longest first
         if not ingredient.startswith("onnx-"):

@@ -11,9 +11,10 @@ from typing import Any
 from exporter.artifact import Artifact, Variant
 from exporter.errors import NotApplicableError, PlanishError
 from exporter.onnx_files import external_data_name
+from exporter.targets import get_target
 from exporter.targets.onnxruntime import LITERAL
 from pipelines.artifacts import Artifacts, variant_dict
-from pipelines.baselines import EAGER, ONNX_SOURCE, PYTORCH, baselines_of, reference_of
+from pipelines.baselines import COMPILE_HALF, EAGER, ONNX_SOURCE, PYTORCH, baselines_of, reference_of
 from pipelines.opening import OPENER, opening
 from pipelines.plan import PORTABLE_FILES, Candidate
 from pipelines.recipe import Recipe
@@ -232,7 +233,7 @@ class Bench:
         """
         timed = [judged for judged in variants if judged.runs_here]
         latency = self.recipe.latency
-        baselines = baselines_of(self.original["source"]["kind"], latency.baselines)
+        baselines = baselines_of(self.original["source"]["kind"], latency.baselines, device_of(timed))
         if not timed or not points:
             return {}
         if anew:
@@ -265,12 +266,15 @@ class Bench:
         from pipelines.verification.worker_process import WorkerSpec
 
         weights = int(self.original["source"]["weights_bytes"])
+        # The kernels of a GPU are compiled by processes of their own, which would go on while a worker is stopped.
+        env = {"TORCHINDUCTOR_COMPILE_THREADS": "1"} if device_of(timed) == "cuda" else {}
         specs = [
             WorkerSpec(
                 name,
                 *self._baseline(name, timed),
                 self.shop.threads,
                 estimated_bytes=2 * weights + 500_000_000,
+                env=env,
                 is_baseline=True,
             )
             for name in baselines
@@ -306,7 +310,15 @@ class Bench:
             source = Artifact(Path(self.original["source"]["path"]), "onnx", like.signature, like.contract)
             return OPENER, opening(Variant(CPU_RUNNER, "fp32"), source)
         opener = "open_eager" if name == EAGER else "open_compiled"
-        return f"exporter.targets.pytorch:{opener}", {"original": self.original, "precision": "fp32"}
+        precision = "fp16" if name == COMPILE_HALF else "fp32"
+        how = {"original": self.original, "precision": precision, "device": device_of(timed)}
+        return f"exporter.targets.pytorch:{opener}", how
+
+
+def device_of(timed: Sequence[Judged]) -> str:
+    """Where PyTorch is timed: on the GPU where any variant runs there, and then all are compared with it there."""
+    on_gpu = any(get_target(judged.candidate.variant.target).device == "cuda" for judged in timed)
+    return "cuda" if on_gpu else "cpu"
 
 
 def add_timings(variants: Sequence[Judged], race: dict[str, Any], min_speedup: float | None) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pipelines.recipe import Recipe
 
 PROGRAM = "pt2-fp32"
+PROGRAMS = {PROGRAM: "fp32", "pt2-fp16": "fp16", "pt2-bf16": "bf16"}
+"""The precisions that a program is traced in, by ingredient."""
 PORTABLE_FILES = {
     "onnx-fp32": "onnx/model.onnx",
     "onnx-fp16": "onnx/model_fp16.onnx",

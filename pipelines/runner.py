@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from pipelines.cache import Cache, log_folder
 from pipelines.digests import path_digest
 from pipelines.judging import Bench, Judged, add_timings, locate
 from pipelines.lanes import lanes_for
-from pipelines.plan import PROGRAM, candidates, ingredients, original_key, refuse_unoffered
+from pipelines.plan import PROGRAMS, candidates, ingredients, original_key, refuse_unoffered
 from pipelines.progress import Progress
 from pipelines.quantizing import Learning
 from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
@@ -199,20 +200,21 @@ def _make(
             packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
         )
 
-    def program() -> Made | PlanishError | None:
-        if PROGRAM not in with_needs(ingredients(planned)):
-            return None
+    def program(precision: str) -> Made | PlanishError:
         try:
-            return export_program(shop, original, identity)
+            return export_program(shop, original, identity, precision)
         except EnvironmentLackError:
             raise
         except PlanishError as error:  # the other targets do without it
             return error
 
     # The record comes first: there it is noticed what is wrong with points and data.
-    works = [record, lambda: export_onnx(shop, original, identity, recipe.export), program]
+    asked_for = with_needs(ingredients(planned))
+    programs = {name: precision for name, precision in PROGRAMS.items() if name in asked_for}
+    works: list[Callable[[], Any]] = [record, lambda: export_onnx(shop, original, identity, recipe.export)]
+    works += [partial(program, precision) for precision in programs.values()]
     found: list[Any] = shop.together(works)
-    recorded, exported, traced = _named_now(found[0], data), found[1], found[2]
+    recorded, exported, traced = _named_now(found[0], data), found[1], dict(zip(programs, found[2:], strict=True))
     learning = Learning.of(recipe.calibration, recipe.seed, original, identity, *_calibration_data(recipe, resolved))
     artifacts = make_artifacts(shop, recorded, exported, traced, planned, recipe.export, learning)
     bench = Bench(shop, recipe, original, recorded, data)

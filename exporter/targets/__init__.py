@@ -1,6 +1,6 @@
 """The runtimes that Planish delivers to. Importing this package registers them; none is loaded before it is used."""
 
-from exporter.targets import inductor, nvidia, onnxruntime, openvino
+from exporter.targets import inductor, inductor_cuda, onnxruntime, onnxruntime_cuda, openvino, tensorrt
 from exporter.targets.base import (
     Availability,
     Binding,
@@ -20,9 +20,11 @@ __all__ = [
     "check_inputs",
     "get_target",
     "inductor",
-    "nvidia",
+    "inductor_cuda",
     "onnxruntime",
+    "onnxruntime_cuda",
     "openvino",
     "register_target",
     "targets",
+    "tensorrt",
 ]

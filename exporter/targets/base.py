@@ -44,10 +44,37 @@ class Binding(ABC):
     def outputs(self) -> dict[str, Any]:
         """The outputs of the last `run` by name; each supports DLPack and stays on the session's device."""
 
+    def host_outputs(self) -> dict[str, Array]:
+        """Copies of the outputs of the last `run`, as host arrays."""
+        return {name: np.array(np.from_dlpack(value)) for name, value in self.outputs().items()}
 
-def host_outputs(binding: Binding) -> dict[str, Array]:
-    """Copies of the outputs of a binding's last run, as host arrays."""
-    return {name: np.array(np.from_dlpack(value)) for name, value in binding.outputs().items()}
+
+class DeviceBinding(Binding):
+    """A binding of a device that works on its own while the host goes on: work is given to it, and awaited.
+
+    `run` gives it one run and waits for the end: what somebody who asks once waits for. Runs given to it one after the
+    other without waiting are what keeps it busy: `queued_seconds` times these.
+    """
+
+    def run(self) -> None:
+        self.launch()
+        self.wait()
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Give the device one run, and do not wait."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait until the device has done all that it was given."""
+
+    @abstractmethod
+    def queued_seconds(self, runs: int) -> float:
+        """What the device takes for each of so many runs given to it one after the other.
+
+        By events of the device's own clock around them, where the runtime works on a stream that is known; else by the
+        host's clock from the first launch to the end of the last.
+        """
 
 
 class Session(ABC):
@@ -77,7 +104,7 @@ class Session(ABC):
         arrays = check_inputs(inputs, self.artifact.signature, self.artifact.contract)
         binding = self._bind_once(arrays)
         binding.run()
-        return host_outputs(binding)
+        return binding.host_outputs()
 
     @abstractmethod
     def _bind(self, arrays: dict[str, Array]) -> Binding:
@@ -99,6 +126,8 @@ class Target(ABC):
     """A runtime on a device. Register a subclass with `register_target`."""
 
     name: ClassVar[str]
+    device: ClassVar[str] = "cpu"
+    """Where it runs, as torch calls it: ``"cpu"`` or ``"cuda"``."""
     consumes: ClassVar[str]
     """Format of the artifact that `build` starts from: ``"onnx"`` or ``"pt2"``."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)

@@ -26,7 +26,7 @@ PACKAGE = "model.pt2"
 class InductorBinding(Binding):
     """Inputs of one AOTInductor package, as tensors that share the caller's memory."""
 
-    def __init__(self, package: _Package, arrays: dict[str, Array]) -> None:
+    def __init__(self, package: Package, arrays: dict[str, Array]) -> None:
         import torch
 
         self._package = package
@@ -46,19 +46,23 @@ class InductorBinding(Binding):
         return {n: tensor.detach() for n, tensor in zip(self._package.outputs, self._results, strict=True)}
 
 
-class _Package:
+class Package:
     """A loaded package, and the order in which it takes and gives tensors.
 
     torch's own `aoti_load_package` does more than load: it imports the compiler, and asks it with half a dozen builds
     (eight seconds, and a compiler is needed) which vector instructions there are, for a warning. `check_engine` has
     looked at the processor already.
+
+    Args:
+        path: The package.
+        single_threaded: One thread uses it, one run at a time.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str, *, single_threaded: bool = False) -> None:
         import torch
         from torch.utils import _pytree as pytree
 
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", single_threaded, 1, -1)
         taken, given = (pytree.treespec_loads(text) for text in self._loader.get_call_spec())
         positional, named = taken.children()
         if positional.num_leaves or given.type is not dict:
@@ -81,7 +85,7 @@ class InductorSession(Session):
         torch.set_num_threads(threads)
         self._precision = precision
         try:
-            self._package = _Package(artifact.path)
+            self._package = Package(artifact.path)
         except RuntimeError as error:
             raise RequestError("the AOTInductor package cannot be opened", artifact.path, first_line(error)) from error
 
@@ -156,7 +160,7 @@ def misfits(built: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return told
 
 
-def _compile(program: Path, folder: Path) -> list[str]:
+def compile_program(program: Path, folder: Path, *, device: str = "cpu") -> list[str]:
     """Compile in a process of its own, whose memory is free again when the archive is written; the files it made.
 
     In one process AOTInductor holds the weights four times at its peak: as they came, packed for the processor, as
@@ -166,7 +170,7 @@ def _compile(program: Path, folder: Path) -> list[str]:
     cache.mkdir(parents=True, exist_ok=True)
     # No pool of compile workers: it would outlive a job that is killed. Compiled code goes to the job's own folder.
     done = subprocess.run(
-        [sys.executable, "-P", inductor_compile.__file__, str(program), str(listing)],
+        [sys.executable, "-P", inductor_compile.__file__, str(program), str(listing), device],
         env={
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             **os.environ,
@@ -218,7 +222,7 @@ class InductorCpu(Target):
         return self.availability(variant)
 
     def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
-        files = _compile(artifact.path, folder)
+        files = compile_program(artifact.path, folder)
         from torch._inductor.package import package_aoti
 
         package = folder / PACKAGE

@@ -1,8 +1,9 @@
-"""Compiling a `torch.export` program: ``python -P inductor_compile.py PROGRAM LISTING``."""
+"""Compiling a `torch.export` program: ``python -P inductor_compile.py PROGRAM LISTING DEVICE``."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+MOST_THREADS = 8
+"""Processes that compile a GPU's kernels."""
 
-def compile_program(program: Path) -> list[str]:
+
+def compile_program(program: Path, device: str = "cpu") -> list[str]:
     """Compile a program with frozen weights, in memory of about twice their size.
 
     Args:
         program: The ``.pt2`` file of the program.
+        device: ``"cpu"`` or ``"cuda"``; the program may have been traced on either.
 
     Returns:
         The files that AOTInductor made, for `torch._inductor.package.package_aoti`.
@@ -26,6 +31,10 @@ def compile_program(program: Path) -> list[str]:
     loaded = torch.export.load(str(program))
     if loaded.example_inputs is None:
         raise ValueError(f"{program} carries no example inputs")
+    if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        loaded = move_to_device_pass(loaded, f"{device}:0")  # with its number, as tensors there have it
     args, kwargs = loaded.example_inputs
     module = loaded.module(check_guards=False)
     del loaded
@@ -37,7 +46,9 @@ def compile_program(program: Path) -> list[str]:
         "freezing": True,
         "compile_threads": 1,
     }
-    if not any(isinstance(part, torch.fx.GraphModule) for part in module.modules() if part is not module):
+    if device != "cpu":
+        options["compile_threads"] = min(MOST_THREADS, len(os.sched_getaffinity(0)))  # kernels are compiled one by one
+    elif not any(isinstance(part, torch.fx.GraphModule) for part in module.modules() if part is not module):
         # With one graph alone, what that graph does not read nothing reads. (A function, which copies of the options
         # share: a `functools.partial` would be copied with all weights.)
         options["post_grad_custom_post_pass"] = lambda graph: _drop_unread(graph, module)
@@ -68,4 +79,4 @@ def _drop_unread(graph: torch.fx.Graph, module: torch.nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(compile_program(Path(sys.argv[1]))), encoding="utf-8")
+    Path(sys.argv[2]).write_text(json.dumps(compile_program(Path(sys.argv[1]), sys.argv[3])), encoding="utf-8")

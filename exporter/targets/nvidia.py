@@ -1,16 +1,20 @@
-"""The NVIDIA targets: registered, so that every run names them; skipped, with what to do with their files instead."""
+"""What NVIDIA's targets have in common: whether the driver, a GPU and their packages are here, and how to get them."""
 
 from __future__ import annotations
 
 import ctypes.util
+import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import ClassVar
 
-from exporter.artifact import Artifact, Variant
+from exporter.artifact import Variant
 from exporter.errors import EnvironmentLackError
-from exporter.targets.base import Availability, Session, Target, register_target
+from exporter.targets.base import Availability, Target
 from exporter.targets.packages import installed_version
+
+DRIVER = "a machine with an NVIDIA GPU and its driver (nvidia-smi shows both)"
 
 
 def has_driver() -> bool:
@@ -18,88 +22,57 @@ def has_driver() -> bool:
     return ctypes.util.find_library("cuda") is not None or os.path.exists("/proc/driver/nvidia/version")
 
 
+def torch_cuda() -> str | None:
+    """The version of CUDA that the installed torch was built for (``"13.0"``), or ``None``. Nothing is imported."""
+    try:
+        spec = importlib.util.find_spec("torch")
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return found[1] if found else None
+
+
 class NvidiaTarget(Target):
     """A target that needs an NVIDIA GPU to run."""
 
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
+    device = "cuda"
     packages: ClassVar[tuple[str, ...]]
+    """Distributions of which one brings the runtime."""
     install: ClassVar[str]
-    unsupported: ClassVar = "this version of Planish makes the ONNX file for this target but does not run it yet"
-    instead: ClassVar = "Run the file with the vendor's own runtime, on a machine with an NVIDIA GPU"
+    """How to get it."""
+
+    def lacks(self) -> tuple[str, str]:
+        """What else is missing beside the package, and how to get it; two empty strings: nothing."""
+        return "", ""
+
+    def require(self) -> None:
+        """Refuse to build or open where something is missing.
+
+        Raises:
+            EnvironmentLackError: Says what, and how to get it.
+        """
+        state = self.availability()
+        if not state.available:
+            raise EnvironmentLackError("this target cannot run here", f"{self.name}: {state.reason}", state.remedy)
 
     def availability(self, variant: Variant | None = None) -> Availability:
-        """Why it cannot run here: Planish does not run it yet, wherever; then what else it would need."""
+        """All that is missing here, told at once: the driver, the package, what a target asks for beside them."""
         found = installed_version(*self.packages)
         versions = {} if found is None else {self.packages[0]: found}
+        missing: list[tuple[str, str]] = []
         if not has_driver():
-            reason = f"{self.unsupported}; there is no NVIDIA driver on this machine either"
-            return Availability(False, reason, self.instead, versions)
-        needs = f"; {self.packages[0]} is not installed here: {self.install}" if found is None else ""
-        return Availability(False, self.unsupported, self.instead + needs, versions)
-
-    def _unavailable(self, variant: Variant) -> EnvironmentLackError:
-        state = self.availability(variant)
-        return EnvironmentLackError("this target cannot run here", f"{self.name}: {state.reason}", state.remedy)
-
-    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
-        raise self._unavailable(variant)
-
-    def open(
-        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
-    ) -> Session:
-        raise self._unavailable(variant)
-
-
-@register_target
-class OnnxRuntimeCuda(NvidiaTarget):
-    """ONNX Runtime's CUDA provider."""
-
-    name = "onnxruntime-cuda"
-    consumes = "onnx"
-    packages = ("onnxruntime-gpu",)
-    install = "pip install onnxruntime-gpu, where onnxruntime is not"
-
-
-@register_target
-class InductorCuda(NvidiaTarget):
-    """AOTInductor packages for CUDA."""
-
-    name = "inductor-cuda"
-    consumes = "pt2"
-    portable = False
-    packages = ("torch",)
-    install = "install a CUDA build of torch (docs/targets.md says where from)"
-    unsupported = "this version of Planish does not compile for this target yet"
-    instead = "An ONNX file of the bundle runs on a machine with an NVIDIA GPU, in the vendor's own runtime"
-
-
-class TensorRtTarget(NvidiaTarget):
-    """What TensorRT and TensorRT for RTX have in common: engines, and Q/DQ graphs of one form."""
-
-    consumes = "onnx"
-    precisions = ("fp32", "fp16", "bf16", "int8", "fp8")
-    forms: ClassVar = {"int8": ("static-smooth",)}
-    rare_forms: ClassVar = {"int8": ("static",)}
-    portable = False
-
-    def ingredient(self, variant: Variant) -> str:
-        ingredient = super().ingredient(variant)
-        return f"{ingredient}-tensorrt" if variant.precision == "int8" else ingredient
-
-
-@register_target
-class TensorRt(TensorRtTarget):
-    """TensorRT engines."""
-
-    name = "tensorrt"
-    packages = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
-    install = "`pip install tensorrt`, from NVIDIA's package index (docs/targets.md)"
-
-
-@register_target
-class TensorRtRtx(TensorRtTarget):
-    """TensorRT for RTX engines."""
-
-    name = "tensorrt-rtx"
-    packages = ("tensorrt-rtx-cu13", "tensorrt-rtx")
-    install = "pip install 'planish[rtx]'"
+            missing.append(("there is no NVIDIA driver on this machine", f"Run on {DRIVER}"))
+        if found is None:
+            missing.append((f"{self.packages[0]} is not installed", self.install))
+        elif (lacking := self.lacks())[0]:
+            missing.append(lacking)
+        if not missing:
+            return Availability(True, versions=versions)
+        reason = "; ".join(what for what, _ in missing)
+        return Availability(False, reason, "; ".join(dict.fromkeys(how for _, how in missing if how)), versions)

@@ -15,12 +15,15 @@ from exporter.artifact import Artifact
 from exporter.errors import RequestError
 from exporter.original import Original, open_described
 from exporter.targets.base import Array, Binding, Session
+from exporter.targets.cuda import Cuda, CudaBinding
 
 if TYPE_CHECKING:
     from torch import nn
 
 TORCH_DTYPES = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
 _CHOICE_SECONDS = 0.5
+CAPTURED_AFTER = 4
+"""Runs after which `torch.compile` has captured its CUDA graph: it compiles, warms up, records and replays."""
 # One specialised graph per operating point: more of them than the default number of recompilations allows.
 _RECOMPILE_LIMIT = 256
 # Every frozen graph holds its own packed copy of the weights: beyond this size four of them would fill the memory.
@@ -50,7 +53,7 @@ class EagerSession(Session):
 
     runtime = "pytorch-eager"
 
-    def __init__(self, original: Original, *, threads: int, precision: str = "fp32") -> None:
+    def __init__(self, original: Original, *, threads: int, precision: str = "fp32", device: str = "cpu") -> None:
         import torch
 
         if original.module is None:
@@ -64,16 +67,29 @@ class EagerSession(Session):
         torch.set_num_threads(threads)
         self.precision = precision
         self.dtype = getattr(torch, TORCH_DTYPES[precision])
+        self.device = None if device == "cpu" else Cuda()
         self.module = original.module if precision == "fp32" else original.module.to(self.dtype)
+        self.module.to(device)
         self.call: Callable[..., dict[str, Any]] = self.module
 
-    def _bind(self, arrays: dict[str, Array]) -> PyTorchBinding:
+    def _bind(self, arrays: dict[str, Array]) -> Binding:
         import torch
 
+        if self.device is not None:
+            return CudaBinding(self.device, self._on_device, arrays, capture=False)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if self.precision != "fp32":
-            tensors = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-        return PyTorchBinding(self.call, tensors)
+        return PyTorchBinding(self.call, self._lowered(tensors))
+
+    def _lowered(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        if self.precision == "fp32":
+            return tensors
+        return {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+
+    def _on_device(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        with torch.no_grad():
+            return {name: _readable(value) for name, value in self.call(**self._lowered(tensors)).items()}
 
     def executed(self) -> dict[str, Any]:
         import torch
@@ -117,19 +133,19 @@ class ProgramSession(Session):
 
 
 class CompiledSession(EagerSession):
-    """`torch.compile` at its strongest on a CPU: weights frozen and packed, and shapes fixed or free, as is faster.
+    """`torch.compile` at its strongest: weights frozen and packed, and shapes fixed or free, as is faster.
 
     Inductor packs FP32 weights for MKL where shapes are fixed and for oneDNN where they are free. Which of the two is
     faster depends on the processor (oneDNN by more than two times on AMD's), so both are compiled for the first shape
-    that is bound, and the faster one is kept for all.
+    that is bound, and the faster one is kept for all. On a GPU shapes are fixed and runs are captured as CUDA graphs.
     """
 
     runtime = "pytorch-compile"
 
-    def __init__(self, original: Original, *, threads: int, precision: str = "fp32") -> None:
+    def __init__(self, original: Original, *, threads: int, precision: str = "fp32", device: str = "cpu") -> None:
         import torch
 
-        super().__init__(original, threads=threads, precision=precision)
+        super().__init__(original, threads=threads, precision=precision, device=device)
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
         torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
         self.frozen = original.source.weights_bytes < _LARGEST_FROZEN_BYTES
@@ -137,7 +153,7 @@ class CompiledSession(EagerSession):
         self._seconds: dict[str, float] = {}
         self._compiled: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
 
-    def _bind(self, arrays: dict[str, Array]) -> PyTorchBinding:
+    def _bind(self, arrays: dict[str, Array]) -> Binding:
         shapes = tuple((name, array.shape) for name, array in sorted(arrays.items()))
         if self.shapes is None:
             self._choose(arrays)
@@ -147,17 +163,21 @@ class CompiledSession(EagerSession):
             self._compiled.add(shapes)
         return binding
 
-    def _compile(self, binding: PyTorchBinding) -> None:
+    def _compile(self, binding: Binding) -> None:
         import torch
 
         # Given to `torch.compile` as an option, freezing has no effect: the graph is captured before options count.
         with torch._inductor.config.patch(freezing=self.frozen):
-            binding.run()
+            for _ in range(1 if self.device is None else CAPTURED_AFTER):
+                binding.run()
 
     def _choose(self, arrays: dict[str, Array]) -> None:
         """Take the faster of the two ways to compile, by the median of some runs."""
         import torch
 
+        if self.device is not None:
+            self.shapes, self.call = "fixed", torch.compile(self.module, dynamic=False, mode="reduce-overhead")
+            return
         calls = {name: torch.compile(self.module, dynamic=name == "free") for name in ("free", "fixed")}
         for name, call in calls.items():
             self.call = call
@@ -182,7 +202,7 @@ class CompiledSession(EagerSession):
         }
 
 
-def _median_seconds(binding: PyTorchBinding) -> float:
+def _median_seconds(binding: Binding) -> float:
     times: list[float] = []
     end = time.perf_counter() + _CHOICE_SECONDS
     while len(times) < 3 or time.perf_counter() < end:
@@ -197,19 +217,19 @@ def open_eager(arguments: dict[str, Any], *, threads: int) -> EagerSession:
 
     Args:
         arguments: ``original`` (see `exporter.original.original_arguments`) and, optionally, ``precision``
-            (``fp32``, ``fp64``, ``fp16``, ``bf16``).
+            (``fp32``, ``fp64``, ``fp16``, ``bf16``) and ``device`` (``cpu``, ``cuda``).
         threads: Compute threads.
     """
-    return EagerSession(
-        open_described(arguments["original"]), threads=threads, precision=arguments.get("precision", "fp32")
-    )
+    return EagerSession(open_described(arguments["original"]), threads=threads, **_how(arguments))
 
 
 def open_compiled(arguments: dict[str, Any], *, threads: int) -> CompiledSession:
     """Open the `torch.compile` baseline in a worker; arguments as for `open_eager`."""
-    return CompiledSession(
-        open_described(arguments["original"]), threads=threads, precision=arguments.get("precision", "fp32")
-    )
+    return CompiledSession(open_described(arguments["original"]), threads=threads, **_how(arguments))
+
+
+def _how(arguments: dict[str, Any]) -> dict[str, str]:
+    return {"precision": arguments.get("precision", "fp32"), "device": arguments.get("device", "cpu")}
 
 
 def _readable(tensor: Any) -> Any:

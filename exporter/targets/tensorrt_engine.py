@@ -6,6 +6,7 @@ before these checks.
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import fields as fields_of
@@ -14,12 +15,11 @@ from typing import Any
 
 from exporter.digests import file_digest
 from exporter.hardware import gpu
-from exporter.targets.engines import check_sheet, write_sheet
-from exporter.targets.nvidia import TensorRt, TensorRtRtx
+from exporter.targets.engines import FINGERPRINT, check_sheet, write_sheet
 from exporter.targets.packages import installed_version
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, BuiltEngine, EngineOptions, Shapes
 
-PACKAGES = {RTX: TensorRtRtx.packages, TENSORRT: TensorRt.packages}
+PACKAGES = {RTX: ("tensorrt-rtx-cu13", "tensorrt-rtx"), TENSORRT: ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")}
 """By module, the distributions that bring it."""
 FIELDS = {
     "library": str,
@@ -86,6 +86,12 @@ def check_engine(engine: Path, trusted_digests: frozenset[str]) -> None:
         return misfits(built, this_machine(built["library"]))
 
     check_sheet(engine, trusted_digests, unfit, FIELDS, command="planish engine")
+
+
+def engine_options(engine: Path) -> dict[str, Any]:
+    """The options other than the default that an engine, already checked, was built with."""
+    sheet = json.loads((engine.parent / FINGERPRINT).read_text(encoding="utf-8"))
+    return dict(sheet["fingerprint"]["options"])
 
 
 def capability_of(name: str) -> str:

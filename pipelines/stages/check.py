@@ -74,7 +74,6 @@ def check_parity(session: Session, cases: Path, floors: Path, precision: str, lo
         precision: Whose rule and floor apply.
         logits: Outputs for which top-1 agreement means something.
     """
-    from exporter.targets.base import host_outputs
     from pipelines.verification.envelope import counting_positions
     from pipelines.verification.judgement import compare_alone, judge
     from pipelines.verification.parity import compare
@@ -87,7 +86,7 @@ def check_parity(session: Session, cases: Path, floors: Path, precision: str, lo
     for case, expected in files.read_cases(cases):
         binding = session.bind(case.inputs)  # not `run`: what is made for one shape is to be checked
         binding.run()
-        actual = host_outputs(binding)
+        actual = binding.host_outputs()
         errors[case.name] = compare(
             expected, actual, logits=frozenset(logits), valid=counting_positions(case, contract)
         )

@@ -38,7 +38,7 @@ def to_program(arguments: dict[str, Any]) -> dict[str, Any]:
     """Export to a `torch.export` program.
 
     Args:
-        arguments: ``original``, ``folder``.
+        arguments: ``original``, ``precision``, ``folder``.
 
     Returns:
         ``artifact``, its path relative to the folder.
@@ -48,7 +48,8 @@ def to_program(arguments: dict[str, Any]) -> dict[str, Any]:
 
     folder = Path(arguments["folder"])
     report_progress("tracing to torch.export")
-    return _relative(export_program(open_described(arguments["original"]), folder), folder)
+    original = open_described(arguments["original"])
+    return _relative(export_program(original, folder, precision=arguments["precision"]), folder)
 
 
 def _relative(artifact: Artifact, folder: Path) -> dict[str, Any]:

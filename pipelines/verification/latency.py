@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +233,9 @@ def _used_seconds(workers: Sequence[WorkerProcess]) -> tuple[float, float, float
 
 
 def _timing(spec: WorkerSpec, state: WorkerState, points: dict[str, PointTiming]) -> WorkerTiming:
+    if state.device:  # the GPU's energy, instead of the processor's
+        seen = state.device["points"]
+        points = {label: replace(point, energy_j=seen[label]["energy_j"]) for label, point in points.items()}
     energies = [point.energy_j for point in points.values() if point.energy_j is not None]
     return WorkerTiming(
         name=spec.name,
@@ -244,8 +247,15 @@ def _timing(spec: WorkerSpec, state: WorkerState, points: dict[str, PointTiming]
         peak_rss_bytes=state.peak_rss_bytes,
         file_bytes=_size(spec.files),
         energy_j=float(np.mean(energies)) if energies else None,
-        energy_reason="" if energies else state.ready.get("energy_reason") or "it was not measured",
+        energy_reason="" if energies else _no_energy(state),
+        device=state.device,
     )
+
+
+def _no_energy(state: WorkerState) -> str:
+    if state.device:
+        return str(state.device["reason"] or "the GPU shows no energy counter")
+    return str(state.ready.get("energy_reason") or "it was not measured")
 
 
 def _size(files: Sequence[Path]) -> int | None:

@@ -82,6 +82,8 @@ class WorkerTiming:
         file_bytes: Size of the files that it opens, or ``None`` where it has none.
         energy_j: Mean over the points of joules per run, or ``None``.
         energy_reason: Why energy is unknown; empty when it is known.
+        device: Of a GPU, empty without one: ``memory_bytes`` that the worker holds there and, by point, what it does
+            when it is kept busy (`pipelines.verification.gpu_meter.observe`). Energy is then the GPU's.
     """
 
     name: str
@@ -94,6 +96,7 @@ class WorkerTiming:
     file_bytes: int | None = None
     energy_j: float | None = None
     energy_reason: str = ""
+    device: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -106,6 +109,7 @@ class WorkerTiming:
             "file_bytes": self.file_bytes,
             "energy_j": self.energy_j,
             "energy_reason": self.energy_reason,
+            "device": self.device,
         }
 
 

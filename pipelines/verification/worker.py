@@ -1,8 +1,8 @@
 """The process in which one session is timed: it opens it, binds the inputs of every point, and times blocks when told.
 
 Messages to the parent: ``ready`` (what runs, with which threads), ``block`` (durations of one block), ``finished``
-(peak memory). Commands from it: ``{"do": "block", "point": …, "mode": "binding" | "host", "min_seconds": …}`` and
-``{"do": "finish"}``.
+(peak memory; of a GPU, what it does when it is kept busy). Commands from it: ``{"do": "block", "point": …, "mode":
+"binding" | "host", "min_seconds": …}`` and ``{"do": "finish"}``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numpy as np
 
 from exporter.errors import InternalError, RequestError
 from exporter.hardware import affinity
-from exporter.targets.base import Session
+from exporter.targets.base import Binding, DeviceBinding, Session
 from pipelines.processes import inside
 from pipelines.processes.file_pages import release_file_pages
 from pipelines.verification.energy import EnergyMeter, open_meter
+from pipelines.verification.gpu_meter import GpuMeter, observe
 
 WARM_RUNS = 3
 WARM_SECONDS = 0.2
@@ -59,9 +60,11 @@ def serve(arguments: dict[str, Any]) -> dict[str, Any]:
     opener = _resolve(arguments["opener"])
     session = opener(arguments["arguments"], threads=arguments["threads"])
     points: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
+    bindings: dict[str, Binding] = {}
     for label, path in arguments["points"].items():
         inputs = load_inputs(Path(path))
-        points[label] = _runs(session, inputs)
+        bindings[label] = session.bind(inputs)
+        points[label] = _runs(session, bindings[label], inputs)
         _warm(points[label][0])
     if arguments["sparing"] and release_file_pages():
         for run, _ in points.values():  # what is in use after all is read again now, not while it is timed
@@ -83,7 +86,7 @@ def serve(arguments: dict[str, Any]) -> dict[str, Any]:
         timed, host = points[command["point"]]
         run = timed if command["mode"] == "binding" else host
         inside.send("block", time_block(run, command["min_seconds"], meter))
-    inside.send("finished", {"peak_rss_bytes": inside.peak_rss_bytes()})
+    inside.send("finished", {"peak_rss_bytes": inside.peak_rss_bytes(), "device": _observe(bindings)})
     session.close()
     return {}
 
@@ -123,8 +126,22 @@ def time_block(run: Callable[[], Any], min_seconds: float, meter: EnergyMeter) -
             gc.enable()
 
 
-def _runs(session: Session, inputs: dict[str, np.ndarray]) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    binding = session.bind(inputs)
+def _observe(bindings: dict[str, Binding]) -> dict[str, Any]:
+    """What a GPU does while it is kept busy, by point; empty where the processor runs the model."""
+    working = {label: binding for label, binding in bindings.items() if isinstance(binding, DeviceBinding)}
+    if not working:
+        return {}
+    meter = GpuMeter()
+    return {
+        "reason": meter.reason,
+        "memory_bytes": meter.memory_bytes(),
+        "points": {label: observe(binding, meter) for label, binding in working.items()},
+    }
+
+
+def _runs(
+    session: Session, binding: Binding, inputs: dict[str, np.ndarray]
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return binding.run, lambda: session.run(inputs)
 
 

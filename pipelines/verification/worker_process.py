@@ -53,11 +53,13 @@ class WorkerState:
         error: Why the worker has failed, or ``None``.
         ready: Its ``ready`` message.
         peak_rss_bytes: Peak resident memory, once it has finished.
+        device: What it saw of its GPU, once it has finished; empty without one.
     """
 
     error: str | None = None
     ready: dict[str, Any] = field(default_factory=dict)
     peak_rss_bytes: int | None = None
+    device: dict[str, Any] = field(default_factory=dict)
 
 
 class WorkerProcess:
@@ -94,6 +96,7 @@ class WorkerProcess:
         """Ask for its peak memory; it ends thereafter."""
         if (last := self._ask({"do": "finish"}, "finished", FINISH_SECONDS)) is not None:
             self.state.peak_rss_bytes = max(self.state.peak_rss_bytes or 0, last["peak_rss_bytes"])
+            self.state.device = last["device"]
             self._child.kill()
 
     def cpu_seconds(self) -> float:

@@ -86,8 +86,8 @@ def test_a_package_opens_where_there_is_no_compiler_and_imports_none(session: Se
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from exporter.targets.inductor import _Package\n"
-        "package = _Package(Path(sys.argv[1]))\n"
+        "from exporter.targets.inductor import Package\n"
+        "package = Package(Path(sys.argv[1]))\n"
         "print(package.inputs, package.outputs, 'torch._inductor' in sys.modules)\n"
     )
     told = subprocess.run(

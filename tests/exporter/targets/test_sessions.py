@@ -9,7 +9,6 @@ import pytest
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
 from exporter.errors import EnvironmentLackError, InternalError, RequestError
 from exporter.targets import check_inputs, get_target, targets
-from exporter.targets.base import host_outputs
 from exporter.targets.onnxruntime import LITERAL
 
 TOKENS = TensorSpec("ids", "int64", ("batch", "sequence"))
@@ -251,7 +250,7 @@ def test_a_shaped_session_compiles_for_what_is_bound_and_for_what_comes_often(
     assert held() == [2, 1]
     binding = fixed.bind(inputs[3])
     binding.run()
-    np.testing.assert_allclose(host_outputs(binding)["y"], free.run(inputs[3])["y"], rtol=1e-5)
+    np.testing.assert_allclose(binding.host_outputs()["y"], free.run(inputs[3])["y"], rtol=1e-5)
     assert held() == [1, 3]
     for rows in (4, 4, 2, 2):
         run(rows)

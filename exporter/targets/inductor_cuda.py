@@ -1,0 +1,167 @@
+"""AOTInductor on an NVIDIA GPU: a `torch.export` program compiled ahead of time, its runs captured as CUDA graphs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from exporter.artifact import Artifact, Variant
+from exporter.errors import EnvironmentLackError, RequestError, first_line
+from exporter.hardware import fingerprint, gpu
+from exporter.targets import inductor
+from exporter.targets.base import Session, register_target
+from exporter.targets.cuda import Cuda, CudaSession
+from exporter.targets.engines import check_sheet, write_sheet
+from exporter.targets.nvidia import NvidiaTarget, torch_cuda
+
+PROBE_SECONDS = 300
+
+
+class InductorCudaSession(CudaSession):
+    """An opened AOTInductor package on the GPU."""
+
+    def __init__(self, artifact: Artifact, precision: str) -> None:
+        super().__init__(artifact, Cuda())
+        self._precision = precision
+        try:
+            # One runner, without the events by which several would take turns: these cannot be captured.
+            self._package = inductor.Package(artifact.path, single_threaded=True)
+        except RuntimeError as error:
+            raise RequestError("the AOTInductor package cannot be opened", artifact.path, first_line(error)) from error
+
+    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        results = self._package.run([inputs[name] for name in self._package.inputs])
+        return dict(zip(self._package.outputs, results, strict=True))
+
+    def executed(self) -> dict[str, Any]:
+        import torch
+
+        kinds = inductor.compiled_types(self.artifact.path)
+        halves = {"fp16": "float16", "bf16": "bfloat16"}
+        floats = {kind for kind in kinds if "float" in kind}
+        wanted = halves.get(self._precision, "float32")
+        ran = self._precision if wanted in floats and not floats - {wanted, "float32"} else "mixed"
+        return {
+            "runtime": f"torch {torch.__version__} (AOTInductor)",
+            "device": "cuda",
+            "gpu": self.device.name,
+            "provider": "compiled CUDA",
+            "types": sorted(kinds),
+            "precision": ran if kinds else "unknown",
+            "cuda_graphs": self.graphs(),
+        }
+
+
+def cuda_fingerprint() -> dict[str, Any]:
+    """What a package compiled here depends on: `exporter.hardware.fingerprint`, CUDA's version and the GPU.
+
+    Returns:
+        Also ``cuda`` (that torch was built for), ``gpu`` (compute capability, as ``"9.0"``) and ``device`` (its name),
+        the latter two ``None`` where there is no GPU.
+    """
+    found = gpu()["devices"]
+    device = found[0] if found else {}
+    return {
+        **fingerprint(),
+        "cuda": torch_cuda(),
+        "gpu": device.get("compute_capability"),
+        "device": device.get("name"),
+    }
+
+
+def misfits(built: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What keeps a package from running here, one phrase each: `exporter.targets.inductor.misfits`, CUDA and the GPU.
+
+    Kernels are machine code of one compute capability. The model of the GPU is recorded and does not matter.
+    """
+    told = inductor.misfits(built, here)
+    if built["cuda"] != here["cuda"]:
+        told.append(f"CUDA: built for {built['cuda']}, here torch has {here['cuda'] or 'none'}")
+    if here["gpu"] is None:
+        told.append(f"a GPU of compute capability {built['gpu']} is needed, and there is none here")
+    elif built["gpu"] != here["gpu"]:
+        told.append(f"GPU: built for compute capability {built['gpu']}, here it is {here['gpu']}")
+    return told
+
+
+def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
+    """Refuse an engine that is not whole, not trusted or does not fit this machine, before any of it is loaded.
+
+    Raises:
+        RequestError: Says what differs and what would mend it.
+    """
+    needed = {"architecture": str, "torch": str, "cpu_features": list, "cuda": str, "gpu": str}
+    check_sheet(path, trusted_digests, lambda built: misfits(built, cuda_fingerprint()), needed)
+
+
+def _probe(package: Path) -> None:
+    """Load a package in a process of its own: a compiler whose C++ library is not the process's makes one that crashes.
+
+    Raises:
+        EnvironmentLackError: It crashed.
+    """
+    code = "import sys; from exporter.targets.inductor import Package; Package(sys.argv[1], single_threaded=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(package)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=PROBE_SECONDS,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    if done.returncode == 0:
+        return
+    print(done.stdout, file=sys.stderr)
+    compiler = os.environ.get("CXX") or "g++"
+    if done.returncode < 0:
+        raise EnvironmentLackError(
+            "the compiled package crashes when it is loaded",
+            f"signal {-done.returncode}; compiled by {compiler}",
+            "Compile with the system's own compiler, whose C++ library Python runs with: set CXX=/usr/bin/g++",
+        )
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    raise EnvironmentLackError(
+        "the compiled package cannot be loaded", lines[-1].strip()[:300] if lines else package, "The log has more"
+    )
+
+
+@register_target
+class InductorCuda(NvidiaTarget):
+    """AOTInductor packages for the GPU of this machine."""
+
+    name = "inductor-cuda"
+    consumes = "pt2"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
+    portable = False
+    packages = ("torch",)
+    install = "install a CUDA build of torch (docs/nvidia.md says where from)"
+
+    def lacks(self) -> tuple[str, str]:
+        if torch_cuda() is None:
+            return "torch was built without CUDA", self.install
+        if not fingerprint().get("compiler"):
+            return "no C++ compiler (g++) was found", "apt-get install g++"
+        return "", ""
+
+    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+        self.require()
+        from torch._inductor.package import package_aoti
+
+        files = inductor.compile_program(artifact.path, folder, device="cuda")
+        package = folder / inductor.PACKAGE
+        package_aoti(str(package), files)
+        shutil.rmtree(folder / "inductor-cache", ignore_errors=True)
+        _probe(package)
+        return [package, write_sheet(package, cuda_fingerprint())]
+
+    def open(
+        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
+    ) -> Session:
+        self.require()
+        check_engine(artifact.path, trusted_digests)
+        return InductorCudaSession(artifact, variant.precision)

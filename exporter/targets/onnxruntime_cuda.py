@@ -1,0 +1,218 @@
+"""ONNX Runtime's CUDA provider: portable ONNX and the fused form, inputs and outputs on the GPU, runs captured."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from exporter.artifact import Artifact, Variant
+from exporter.errors import EnvironmentLackError, RequestError, first_line, missing_package
+from exporter.targets.base import Array, DeviceBinding, Session, check_inputs, output_shapes, register_target
+from exporter.targets.cuda import MOST_GRAPHS, WARM_RUNS
+from exporter.targets.nvidia import NvidiaTarget
+from exporter.targets.shape_cache import ShapeCache
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+NOT_CAPTURED = -1
+"""The number of a graph that ONNX Runtime does not capture."""
+
+
+class OnnxRuntimeCudaBinding(DeviceBinding):
+    """Inputs and outputs of one ONNX Runtime session on the GPU, bound through its I/O binding.
+
+    Args:
+        session: The runtime's own.
+        artifact: Whose signature says what the outputs are.
+        arrays: The inputs.
+        number: Of the graph that runs are captured as; `NOT_CAPTURED`: none.
+    """
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, artifact: Artifact, arrays: Mapping[str, Array], number: int
+    ) -> None:
+        import onnxruntime as ort
+
+        self._session = session
+        self._names = [spec.name for spec in artifact.signature.outputs]
+        self._binding = session.io_binding()
+        make = ort.OrtValue
+        self._inputs = {name: make.ortvalue_from_numpy(array, "cuda", 0) for name, array in arrays.items()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        shapes = output_shapes(artifact.signature, dict(arrays))
+        self._outputs: dict[str, Any] = {}
+        for spec in artifact.signature.outputs:
+            shape = shapes[spec.name]
+            if shape is None:
+                self._binding.bind_output(spec.name, "cuda")
+                number = NOT_CAPTURED  # where it lies is known after the run
+                continue
+            self._outputs[spec.name] = make.ortvalue_from_shape_and_type(shape, np.dtype(spec.dtype), "cuda", 0)
+            self._binding.bind_ortvalue_output(spec.name, self._outputs[spec.name])
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", str(number))
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if number != NOT_CAPTURED:
+            for _ in range(WARM_RUNS):
+                self.run()
+
+    def refill(self, arrays: Mapping[str, Array]) -> None:
+        """Other inputs of the same shapes, from the next run on."""
+        for name, array in arrays.items():
+            self._inputs[name].update_inplace(array)
+
+    def launch(self) -> None:
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def wait(self) -> None:
+        self._binding.synchronize_outputs()
+
+    def queued_seconds(self, runs: int) -> float:
+        self.wait()
+        begin = time.perf_counter()
+        for _ in range(runs):
+            self.launch()
+        self.wait()
+        return (time.perf_counter() - begin) / runs
+
+    def outputs(self) -> dict[str, Any]:
+        if len(self._outputs) == len(self._names):
+            return dict(self._outputs)
+        return dict(zip(self._names, self._binding.get_outputs(), strict=True))
+
+    def host_outputs(self) -> dict[str, Array]:
+        self.wait()
+        return {name: np.array(value.numpy()) for name, value in self.outputs().items()}
+
+
+class OnnxRuntimeCudaSession(Session):
+    """An ONNX file opened by ONNX Runtime on the GPU. One run at a time."""
+
+    def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
+        super().__init__(artifact)
+        self._precision = precision
+        self._numbers = itertools.count(1)
+        self._often: ShapeCache[OnnxRuntimeCudaBinding] = ShapeCache(MOST_GRAPHS)
+        self._lock = threading.Lock()
+        self.refusal = ""
+        try:
+            self._session = open_cuda_session(artifact.path, threads, capture=True)
+        except RequestError as error:
+            # Where ONNX Runtime would have to leave operators to the processor it captures nothing.
+            self._session = open_cuda_session(artifact.path, threads, capture=False)
+            self.refusal = str(error.remedy or error.what)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        arrays = check_inputs(inputs, self.artifact.signature, self.artifact.contract)
+        with self._lock:
+            shapes: Hashable = tuple((name, array.shape) for name, array in arrays.items())
+            binding = None if self.refusal else self._often.find(shapes, lambda: self._bind(arrays))
+            if binding is None:
+                binding = self._bind_once(arrays)
+            else:
+                binding.refill(arrays)
+            binding.launch()
+            return binding.host_outputs()
+
+    def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
+        number = NOT_CAPTURED if self.refusal else next(self._numbers)
+        return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, number)
+
+    def _bind_once(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
+        return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, NOT_CAPTURED)
+
+    def executed(self) -> dict[str, Any]:
+        import onnxruntime as ort
+
+        placed = nodes_by_provider(self._session)
+        return {
+            "runtime": f"onnxruntime {ort.__version__}",
+            "device": "cuda",
+            "provider": self._session.get_providers()[0],
+            "precision": self._precision,
+            "nodes": dict(placed),
+            "cuda_graphs": f"not captured: {self.refusal}" if self.refusal else "captured",
+        }
+
+    def close(self) -> None:
+        self._often.held.clear()
+
+
+def open_cuda_session(path: Path, threads: int, *, capture: bool) -> onnxruntime.InferenceSession:
+    """Open an ONNX file on ONNX Runtime's CUDA provider, and make sure that it is the CUDA provider that runs it.
+
+    Args:
+        path: The ONNX file; external data lies beside it.
+        threads: Threads of what the processor does.
+        capture: Capture runs as CUDA graphs.
+
+    Raises:
+        RequestError: The file cannot be opened, or not captured; the remedy holds ONNX Runtime's words.
+        EnvironmentLackError: ONNX Runtime has no CUDA provider that works, and took another one.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise missing_package("onnxruntime-gpu", "gpu") from None
+    if hasattr(ort, "preload_dlls"):  # CUDA's and cuDNN's libraries from Python packages, where they are
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # FP32 is FP32: without this products are rounded to ten bits of mantissa.
+    settings = {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1" if capture else "0"}
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[(CUDA_PROVIDER, settings)])
+    except Exception as error:  # ONNX Runtime has no common base class for its errors
+        raise RequestError("ONNX Runtime cannot open the model on the GPU", path, first_line(error)) from error
+    found = session.get_providers()
+    if found[0] != CUDA_PROVIDER:
+        raise EnvironmentLackError(
+            "ONNX Runtime does not run on the GPU",
+            f"{', '.join(found)} instead",
+            "onnxruntime-gpu needs CUDA 13 and cuDNN 9 libraries: docs/nvidia.md says how to install them",
+        )
+    return session
+
+
+def nodes_by_provider(session: onnxruntime.InferenceSession) -> Counter[str]:
+    """How many nodes ONNX Runtime gave to which provider; empty where this version does not tell."""
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except (AttributeError, RuntimeError):
+        return Counter()
+    placed: Counter[str] = Counter()
+    for part in parts:
+        placed[part.ep_name] += len(part.get_nodes())
+    return placed
+
+
+@register_target
+class OnnxRuntimeCuda(NvidiaTarget):
+    """ONNX Runtime's CUDA provider."""
+
+    name = "onnxruntime-cuda"
+    consumes = "onnx"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
+    packages = ("onnxruntime-gpu",)
+    install = "pip install 'planish[gpu]' in an environment without onnxruntime"
+
+    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+        return []
+
+    def open(
+        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
+    ) -> Session:
+        self.require()
+        return OnnxRuntimeCudaSession(artifact, variant.precision, threads)

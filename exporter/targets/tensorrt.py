@@ -1,0 +1,78 @@
+"""The targets `tensorrt` and `tensorrt-rtx`: engines built from strongly typed ONNX, in one way for both libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from exporter.artifact import Artifact, Variant
+from exporter.hardware import gpu
+from exporter.targets.base import Session, register_target
+from exporter.targets.nvidia import NvidiaTarget
+from exporter.targets.tensorrt_builder import RTX, TENSORRT, EngineOptions, build_engine, profiles_of
+from exporter.targets.tensorrt_engine import PACKAGES, check_engine, engine_options, write_engine_sheet
+
+PLAN = "model.plan"
+RTX_GPUS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that TensorRT for RTX 1.7 runs on, as its error for 9.0 (H100) lists them, with all above."""
+
+
+class TensorRtTarget(NvidiaTarget):
+    """What TensorRT and TensorRT for RTX have in common: engines, and Q/DQ graphs of one form."""
+
+    module: ClassVar[str]
+    consumes = "onnx"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16", "int8", "fp8")
+    forms: ClassVar = {"int8": ("static-smooth",)}
+    rare_forms: ClassVar = {"int8": ("static",)}
+    portable = False
+
+    def ingredient(self, variant: Variant) -> str:
+        ingredient = super().ingredient(variant)
+        return f"{ingredient}-tensorrt" if variant.precision == "int8" else ingredient
+
+    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+        self.require()
+        plan = folder / PLAN
+        profiles, options = profiles_of(artifact.signature), EngineOptions()
+        built = build_engine(artifact.path, plan, module=self.module, profiles=profiles, options=options)
+        files = [artifact.path, *sorted(artifact.path.parent.glob(f"{artifact.path.name}_data*"))]
+        return [plan, write_engine_sheet(built, self.module, files, profiles, options)]
+
+    def open(
+        self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
+    ) -> Session:
+        self.require()
+        check_engine(artifact.path, trusted_digests)
+        from exporter.targets.tensorrt_session import TensorRtSession
+
+        host_code = bool(engine_options(artifact.path).get("version_compatible"))
+        return TensorRtSession(artifact, self.module, variant.precision, host_code=host_code)
+
+
+@register_target
+class TensorRt(TensorRtTarget):
+    """TensorRT engines."""
+
+    name = "tensorrt"
+    module = TENSORRT
+    packages = PACKAGES[TENSORRT]
+    install = "`pip install tensorrt`, from NVIDIA's package index (docs/nvidia.md)"
+
+
+@register_target
+class TensorRtRtx(TensorRtTarget):
+    """TensorRT for RTX engines."""
+
+    name = "tensorrt-rtx"
+    module = RTX
+    packages = PACKAGES[RTX]
+    install = "pip install 'planish[rtx]'"
+
+    def lacks(self) -> tuple[str, str]:
+        """A GPU that it runs on: it builds engines beside any other, and loads none."""
+        devices = gpu()["devices"]
+        found = devices[0].get("compute_capability") if devices else None
+        if found is not None and found not in RTX_GPUS and float(found) < float(RTX_GPUS[-1]):
+            return f"TensorRT for RTX does not run on GPUs of compute capability {found}", "Use the target tensorrt"
+        return "", ""
