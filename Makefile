@@ -24,13 +24,16 @@ RECIPE ?=
 ARGS ?=
 NAME = $(shell $(BIN)/planish name $(MODEL) 2>/dev/null)
 PEERS ?=
+# Wheels to use beside what is installed, and the Python of gpu-check: .venv's where it is.
+WHEELS ?=
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 BUNDLE ?= $(if $(OUT),$(OUT),bundles/$(NAME))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify bench engine test lint types imports check compat schemas clean
+.PHONY: help setup export verify bench engine gpu-check test lint types imports check compat schemas clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables of export: MODEL=$(MODEL) TASK= OUT= DATA= RECIPE= ARGS="
 
 $(STAMP): pyproject.toml constraints/$(EXTRA).txt
@@ -53,6 +56,9 @@ bench: $(STAMP) ## Measure a bundle's latency: BUNDLE=…; with PEERS=1 beside o
 engine: $(STAMP) ## Build the compiled engines that fit this machine: MODEL=…
 	$(BIN)/planish export $(MODEL) $(if $(TASK),--task $(TASK)) --set 'targets=[onnxruntime-cpu, inductor-cpu, inductor-cuda, tensorrt, tensorrt-rtx]' \
 	  --out $(if $(OUT),$(OUT),bundles/$(NAME)-engine) $(ARGS)
+
+gpu-check: ## On a machine with an NVIDIA GPU: parity and speed there; WHEELS=folder without a network
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
 test: $(STAMP) ## Run the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

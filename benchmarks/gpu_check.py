@@ -44,6 +44,8 @@ LIMITS = {"fp32": 10.0, "fp16": 2.0, "bf16": 2.0}
 """Times PyTorch's own error in that precision that a variant may have."""
 PARALLEL = 8
 LATENCY_SECONDS = 30.0
+STEP_SECONDS = 240
+"""A step that takes longer is given up."""
 
 
 def main() -> int:
@@ -66,11 +68,15 @@ def main() -> int:
     if reason := no_gpu():
         print(f"Skipped: {reason}")
         return 3
-    with tempfile.TemporaryDirectory(prefix="planish-gpu-") as scratch:
-        found = check(asked, (asked.work or Path(scratch)).resolve())
     asked.out.mkdir(parents=True, exist_ok=True)
     stem = asked.out / f"gpu-{datetime.date.today()}"
-    stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    def keep(found: Mapping[str, Any]) -> None:
+        stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    with tempfile.TemporaryDirectory(prefix="planish-gpu-") as scratch:
+        found = check(asked, (asked.work or Path(scratch)).resolve(), keep)
+    keep(found)
     text = table(found)
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
@@ -99,8 +105,8 @@ def no_gpu() -> str:
     return str(gpu()["reason"])
 
 
-def check(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All of it; returns what is written."""
+def check(asked: argparse.Namespace, work: Path, keep: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """All of it; returns what is written. What is known so far is kept after each model."""
     begin = time.monotonic()
     stages: dict[str, float] = {}
 
@@ -110,7 +116,7 @@ def check(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     work.mkdir(parents=True, exist_ok=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor-cache")
-    found: dict[str, Any] = {"models": {}, "stages_s": stages}
+    found: dict[str, Any] = {"date": str(datetime.date.today()), "models": {}, "stages_s": stages}
     with ThreadPoolExecutor(PARALLEL) as pool:
         stage("prepare, and compile")
         environment = pool.submit(step, "environment")
@@ -131,6 +137,7 @@ def check(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
             stage(f"time {name}")
             opened = [variant for variant, record in one["parity"].items() if "verdict" in record]
             one["latency"] = step("latency", str(work / name), str(asked.seconds), *opened)
+            keep(found)
     stage("done")
     found["ok"] = all(sound(one) for one in found["models"].values())
     return found
@@ -139,7 +146,7 @@ def check(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
 def sound(model: Mapping[str, Any]) -> bool:
     """Whether something ran, and all that ran is right."""
     verdicts = [record.get("verdict") for record in model.get("parity", {}).values()]
-    return not model["error"] and "passed" in verdicts and set(verdicts) <= {"passed"}
+    return not model["error"] and not model["failed"] and "passed" in verdicts and set(verdicts) <= {"passed"}
 
 
 def _made(name: str, folder: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:
@@ -161,7 +168,18 @@ def step(name: str, *arguments: str) -> dict[str, Any]:
     """Run a step in a process of its own; its result, or ``error``."""
     begin = time.monotonic()
     command = [sys.executable, str(HERE), "--step", name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            timeout=STEP_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"it took more than {STEP_SECONDS} s", "took_s": time.monotonic() - begin}
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     took = time.monotonic() - begin
     if done.returncode == 0 and lines:
@@ -335,12 +353,14 @@ def _halves(fp32: Path, raw: Any, samples: list[Any]) -> dict[str, str]:
 def build(place: str, variant_id: str) -> dict[str, Any]:
     """Build an engine."""
     from exporter.digests import file_digest
+    from exporter.targets.base import BuildHow
 
     target, variant, artifact = _variant(place, variant_id)
     folder = Path(place) / "engines" / variant_id
     folder.mkdir(parents=True)
     begin = time.monotonic()
-    files = target.build(artifact, variant, folder)
+    points = tuple({"batch": batch, "sequence": length} for batch, length in POINTS.values())
+    files = target.build(artifact, variant, folder, BuildHow(points))
     return {"build_s": time.monotonic() - begin, "bytes": files[0].stat().st_size, "digest": file_digest(files[0])}
 
 
@@ -362,6 +382,10 @@ def parity(place: str, variant_id: str) -> dict[str, Any]:
 
     target, variant, artifact = _variant(place, variant_id, built=True)
     trusted = frozenset() if target.portable else frozenset([file_digest(artifact.path)])
+    if target.device != "cpu":  # the GPU's context is made by whatever comes first
+        import torch
+
+        torch.zeros(1, device=target.device)
     begin = time.monotonic()
     session = target.open(artifact, variant, threads=4, trusted_digests=trusted)
     opened = time.monotonic() - begin
@@ -470,7 +494,79 @@ STEPS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def table(found: Mapping[str, Any]) -> str:
     """The results for people, as Markdown."""
-    return json.dumps(found, indent=1)
+    environment = found["environment"]
+    gpu = environment["machine"]["gpu"]
+    device = gpu["devices"][0] if gpu["devices"] else {}
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    lines = [
+        f"# {device.get('name', 'GPU')}, {found['date']}",
+        "",
+        f"Compute capability {device.get('compute_capability')}, driver {gpu['driver']}, Python "
+        f"{environment['machine']['python']}, {packages}; processor {environment['machine']['cpu']['model']}. "
+        f"Everything took {found['stages_s']['done']:.0f} s (`make gpu-check`). All that ran is "
+        f"{'right' if found['ok'] else '**not right**'}.",
+        "",
+        "Times are medians of `binding.run()`, inputs and outputs on the GPU, the host waiting for each run; in "
+        "brackets the 95 % interval of the ratio to the fastest PyTorch baseline at that point. *queued* is a run among others "
+        "that the host does not wait for, by the GPU's own events where the runtime shows its stream; energy is the "
+        "GPU's alone. Parity is the largest RMS error against FP64, in multiples of PyTorch's own error in that "
+        "precision on this GPU.",
+    ]
+    for name, model in found["models"].items():
+        lines += ["", f"## {name} ({model.get('weights', 'not made')} weights)", ""]
+        if model["error"]:
+            lines += [f"Failed: {model['error']}"]
+            continue
+        lines += _figures(model)
+        own = "; ".join(
+            f"{precision} {max(errors.values()):.2g}" for precision, errors in model["pytorch_errors"].items()
+        )
+        lines += ["", f"PyTorch's own RMS errors: {own}.", ""]
+        for what in ("skipped", "failed"):
+            lines += [f"- {what}: {variant}: {reason}" for variant, reason in model[what].items()]
+        broken = {variant: record["error"] for variant, record in model["parity"].items() if "error" in record}
+        lines += [f"- did not run: {variant}: {reason}" for variant, reason in broken.items()]
+        lines += [f"- {note}" for note in model["latency"].get("notes", [])]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(model: Mapping[str, Any]) -> list[str]:
+    latency = model["latency"]
+    if "error" in latency:
+        return [f"Not timed: {latency['error']}"]
+    heads = [f"{point} µs | over PyTorch | queued µs | runs/s | mJ/run" for point in latency["points"]]
+    head = f"| | {' | '.join(heads)} | parity | opens in s | GPU MB |"
+    lines = [head, "| --- |" + " ---: |" * (head.count("|") - 2)]
+    workers = {**latency["baselines"], **latency["variants"]}
+    for name, worker in workers.items():
+        cells = []
+        for point in latency["points"]:
+            timing, seen = worker["points"].get(point), worker["device"].get("points", {}).get(point, {})
+            if timing is None:
+                cells += [f"failed: {worker['error']}", "", "", "", ""]
+                continue
+            low, high = (timing[f"speedup_vs_best_pytorch_{end}"] for end in ("low", "high"))
+            cells += [
+                f"{1e3 * timing['p50_ms']:.0f}",
+                f"{timing['speedup_vs_best_pytorch']:.2f} [{low:.2f}, {high:.2f}]",
+                _number(seen.get("run_ms"), 1e3, 0),
+                _number(seen.get("runs_per_s"), 1, 0),
+                _number(seen.get("energy_j"), 1e3, 1),
+            ]
+        record = model["parity"].get(name, {})
+        ratio = f"{max(record['times_pytorch'].values()):.2f}" if "times_pytorch" in record else ""
+        memory = worker["device"].get("memory_bytes")
+        cells += [ratio, _number(record.get("open_s"), 1, 2), _number(memory, 1e-6, 0)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    clocks = [seen for worker in workers.values() for seen in worker["device"].get("points", {}).values()]
+    if clocks and all(seen["sm_mhz"] is not None and seen["temperature_c"] is not None for seen in clocks):
+        mhz, warm = [seen["sm_mhz"] for seen in clocks], [seen["temperature_c"] for seen in clocks]
+        lines += ["", f"Clock of the multiprocessors {min(mhz)} to {max(mhz)} MHz, {min(warm)} to {max(warm)} °C."]
+    return lines
+
+
+def _number(value: float | None, scale: float, digits: int) -> str:
+    return "" if value is None else f"{scale * value:.{digits}f}"
 
 
 if __name__ == "__main__":

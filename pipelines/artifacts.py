@@ -9,7 +9,10 @@ from typing import Any
 
 from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError
-from pipelines.plan import Candidate, ingredients
+from exporter.targets import get_target
+from exporter.targets.base import BuildHow
+from exporter.targets.tensorrt_engine import PACKAGES
+from pipelines.plan import Candidate, ingredients, points_of
 from pipelines.quantizing import Base, Learning, learn, needs, quantize
 from pipelines.recipe_sections import Export
 from pipelines.trust import remember_engine
@@ -34,6 +37,8 @@ class Artifacts:
         calibration: The stage that took the ranges, where one did.
         measured: The stage that measured the FP32 graph's tensors for half forms, where one did.
         engines: By variant id: the files built, the first to open, and the engine's SHA-256.
+        points: The operating points that engines are built for.
+        options: Of the builders of engines.
     """
 
     ready: dict[str, Artifact] = field(default_factory=dict)
@@ -44,6 +49,8 @@ class Artifacts:
     passes: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    points: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     calibration: Made | None = None
     measured: Made | None = None
 
@@ -100,6 +107,7 @@ def make_artifacts(
     planned: Sequence[Candidate],
     export: Export,
     learning: Learning,
+    options: Mapping[str, Any],
 ) -> Artifacts:
     """Make every ingredient that a run's candidates ask for, what these are made from, and the engines.
 
@@ -113,11 +121,12 @@ def make_artifacts(
         planned: The candidates.
         export: How ONNX files are written.
         learning: What calibration learns from.
+        options: Of the builders of engines.
 
     Raises:
         PlanishError: The exported graph cannot be optimized.
     """
-    result = Artifacts()
+    result = Artifacts(points=recorded.record["points"], options=options)
     wanted = with_needs(ingredients(planned))
     for name, program in programs.items():
         if isinstance(program, PlanishError):
@@ -208,13 +217,22 @@ def build_engine(shop: Workshop, artifacts: Artifacts, candidate: Candidate) -> 
     """
     variant = candidate.variant
     source = artifacts.ready[candidate.ingredient]
+    how = BuildHow(tuple(points_of(source.signature, artifacts.points)), artifacts.options)
     made = shop.make(
         f"build-{variant.id}",
         f"Compile {variant.id}",
         "pipelines.stages.transform:build",
-        {"artifact": source.to_dict(), "variant": variant_dict(candidate)},
-        inputs={"ingredient": artifacts.ids[candidate.ingredient], "variant": variant.id},
-        packages=("torch",),
+        {
+            "artifact": source.to_dict(),
+            "variant": variant_dict(candidate),
+            "how": {"points": how.points, "options": dict(how.options)},
+        },
+        inputs={
+            "ingredient": artifacts.ids[candidate.ingredient],
+            "variant": variant.id,
+            "how": get_target(variant.target).depends_on(variant, how),
+        },
+        packages=("torch", *(name for names in PACKAGES.values() for name in names)),
         bound_to_machine=True,
     )
     files = [made.folder / name for name in made.record["files"]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifact import Variant
+from exporter.artifact import Signature, Variant
 from exporter.errors import RequestError
 
 if TYPE_CHECKING:
@@ -97,6 +97,23 @@ def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:
 def ingredients(found: Sequence[Candidate]) -> set[str]:
     """The exports to make: what runs here, and the portable ONNX files that targets elsewhere take."""
     return {c.ingredient for c in found if not c.skip or c.ingredient in PORTABLE_FILES}
+
+
+def points_of(signature: Signature, points: Sequence[str]) -> list[dict[str, int]]:
+    """Operating points as lengths of the signature's axes; what a point does not name has its smallest length."""
+    from pipelines.recipe_sections import parse_point
+
+    length = signature.length
+    found = []
+    for point in points:
+        batch, tokens = parse_point(point)
+        lengths = {axis.name: axis.min for axis in signature.axes}
+        if "batch" in lengths:
+            lengths["batch"] = batch
+        if tokens is not None and length is not None:
+            lengths[length.name] = tokens
+        found.append(lengths)
+    return found
 
 
 def original_key(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.artifact import Signature
 from exporter.digests import file_digest
 from exporter.errors import InternalError, RequestError
 from exporter.targets.tensorrt_builder import (
@@ -32,8 +31,8 @@ from pipelines.bundle import Bundle, read_bundle
 from pipelines.disk import disk_errors, make_folder, sync_tree
 from pipelines.integrity import changed_files, refuse
 from pipelines.manifest import VariantEntry
+from pipelines.plan import points_of
 from pipelines.processes import terminable
-from pipelines.recipe_sections import parse_point
 from pipelines.trust import remember_engine
 
 TARGETS, PLAN = ("tensorrt-rtx", "tensorrt"), "model.plan"
@@ -157,21 +156,6 @@ def capability(text: str) -> str:
 
 def _folder(variant: str, gpu: str) -> str:
     return f"{variant}-{gpu.lower()}"
-
-
-def points_of(signature: Signature, points: Sequence[str]) -> list[dict[str, int]]:
-    """Operating points as lengths of the signature's axes; what a point does not name has its smallest length."""
-    length = signature.length
-    found = []
-    for point in points:
-        batch, tokens = parse_point(point)
-        lengths = {axis.name: axis.min for axis in signature.axes}
-        if "batch" in lengths:
-            lengths["batch"] = batch
-        if tokens is not None and length is not None:
-            lengths[length.name] = tokens
-        found.append(lengths)
-    return found
 
 
 def _entries(bundle: Bundle) -> list[VariantEntry]:

@@ -29,6 +29,7 @@ from pipelines.recipe_sections import (
     Contract,
     Custom,
     Data,
+    Engine,
     Export,
     Int,
     Latency,
@@ -85,6 +86,7 @@ class Recipe(Section):
     parity: Parity = Parity()
     quality: Quality = Quality()
     latency: Latency = Latency()
+    engine: Engine = Engine()
 
     @field_validator("targets")
     @classmethod

@@ -235,6 +235,36 @@ class Latency(Section):
         return self
 
 
+class Engine(Section):
+    """How TensorRT's builder builds engines; what the installed version lacks is refused. Nothing set: as it does.
+
+    Attributes:
+        level: Optimization level: higher takes longer to build.
+        workspace_bytes: Most scratch memory that a layer may ask for.
+        sparse_weights: Use kernels for weights that are 2:4 sparse.
+        version_compatible: The engine also runs with later minor versions of TensorRT.
+        hardware_compatible: The engine also runs on other GPUs.
+        refit: Weights can be replaced afterwards.
+        weight_streaming: Weights may stay in host memory.
+        timeout_s: A build that takes longer is ended.
+        memory_bytes: A build that holds more is ended.
+    """
+
+    level: Annotated[Int, Field(ge=0, le=5)] | None = None
+    workspace_bytes: Count | None = None
+    sparse_weights: Bool = False
+    version_compatible: Bool = False
+    hardware_compatible: Literal["AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"] | None = None
+    refit: Bool = False
+    weight_streaming: Bool = False
+    timeout_s: Annotated[Float, Field(gt=0)] | None = None
+    memory_bytes: Count | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Those that are set, by the names of `exporter.targets.tensorrt_builder.EngineOptions`."""
+        return self.model_dump(exclude_defaults=True)
+
+
 def parse_point(point: str) -> tuple[int, int | None]:
     """``"8x128"`` as ``(8, 128)`` (batch, sequence length); ``"8"`` as ``(8, None)``.
 

@@ -216,7 +216,9 @@ def _make(
     found: list[Any] = shop.together(works)
     recorded, exported, traced = _named_now(found[0], data), found[1], dict(zip(programs, found[2:], strict=True))
     learning = Learning.of(recipe.calibration, recipe.seed, original, identity, *_calibration_data(recipe, resolved))
-    artifacts = make_artifacts(shop, recorded, exported, traced, planned, recipe.export, learning)
+    artifacts = make_artifacts(
+        shop, recorded, exported, traced, planned, recipe.export, learning, recipe.engine.options()
+    )
     bench = Bench(shop, recipe, original, recorded, data)
     return bench, artifacts, [locate(c, artifacts) for c in planned], learning
 

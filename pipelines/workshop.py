@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exporter.hardware import circumstances, cpu_model, fingerprint
+from exporter.hardware import circumstances, cpu_model, fingerprint, gpu
 from pipelines.cache import Cache, StageKey, StageResult, stage_key
 from pipelines.lanes import side_by_side
 from pipelines.processes import run_job
@@ -113,6 +113,8 @@ class Workshop:
         around: dict[str, Any] | None = None
         if bound_to_machine:
             around = {"machine": fingerprint(), "cpu": cpu_model(), "threads": self.threads}
+            if devices := gpu()["devices"]:  # what is compiled or computed may be for it
+                around["gpu"] = {"driver": gpu()["driver"], "devices": devices}
             around |= circumstances() if timed else {}
         variables = VARIABLES if bound_to_machine else ()
         return stage_key(name, inputs=inputs, code=code, packages=packages, environment=around, variables=variables)

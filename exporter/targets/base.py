@@ -33,6 +33,23 @@ class Availability:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class BuildHow:
+    """What building an engine takes from a recipe beside the artifact.
+
+    Attributes:
+        points: Operating points, as lengths by axis of the signature; the engine is to be fast there.
+        options: Of the builder, by name; each target says which it knows (`Target.depends_on`).
+    """
+
+    points: tuple[Mapping[str, int], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PLAINLY = BuildHow()
+"""No points, and every option as the builder has it."""
+
+
 class Binding(ABC):
     """Inputs bound to a session: `run` takes nothing and copies nothing from the host, so it is what gets timed."""
 
@@ -166,9 +183,19 @@ class Target(ABC):
         """Which export a variant is made from: ``<format>-<precision>[-<form>]``, as ``onnx-fp16``."""
         return "-".join(part for part in (self.consumes, variant.precision, variant.form) if part)
 
+    def depends_on(self, variant: Variant, how: BuildHow) -> dict[str, Any]:
+        """What of `how` the engine depends on, as plain data; by default nothing."""
+        return {}
+
     @abstractmethod
-    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+    def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
         """Turn `artifact` into what this target opens.
+
+        Args:
+            artifact: What it is built from.
+            variant: What it is to be.
+            folder: Where it is written.
+            how: See `BuildHow`.
 
         Returns:
             Files written under `folder`, the one to open first; empty when the target opens `artifact` as it is.

@@ -69,6 +69,12 @@ def check_sheet(
         )
 
 
+def sheet_of(engine: Path) -> dict[str, Any]:
+    """The fingerprint of an engine that `check_sheet` has let pass."""
+    found: dict[str, Any] = json.loads((engine.parent / FINGERPRINT).read_text(encoding="utf-8"))["fingerprint"]
+    return found
+
+
 def _read(sheet: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
     try:
         built = json.loads(sheet.read_text(encoding="utf-8"))

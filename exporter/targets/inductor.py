@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +17,11 @@ from exporter.artifact import Artifact, Variant
 from exporter.errors import EnvironmentLackError, NoSpaceError, RequestError, first_line
 from exporter.hardware import fingerprint
 from exporter.targets import inductor_compile
-from exporter.targets.base import Array, Availability, Binding, Session, Target, register_target
+from exporter.targets.base import PLAINLY, Array, Availability, Binding, BuildHow, Session, Target, register_target
 from exporter.targets.engines import check_sheet, write_sheet
 from exporter.targets.packages import installed_version
 
-PACKAGE = "model.pt2"
+PACKAGE, MODEL = "model.pt2", "model"
 
 
 class InductorBinding(Binding):
@@ -56,13 +57,14 @@ class Package:
     Args:
         path: The package.
         single_threaded: One thread uses it, one run at a time.
+        model: Which of its models.
     """
 
-    def __init__(self, path: Path | str, *, single_threaded: bool = False) -> None:
+    def __init__(self, path: Path | str, *, single_threaded: bool = False, model: str = MODEL) -> None:
         import torch
         from torch.utils import _pytree as pytree
 
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", single_threaded, 1, -1)
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), model, single_threaded, 1, -1)
         taken, given = (pytree.treespec_loads(text) for text in self._loader.get_call_spec())
         positional, named = taken.children()
         if positional.num_leaves or given.type is not dict:
@@ -160,7 +162,9 @@ def misfits(built: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return told
 
 
-def compile_program(program: Path, folder: Path, *, device: str = "cpu") -> list[str]:
+def compile_program(
+    program: Path, folder: Path, *, device: str = "cpu", shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[str]:
     """Compile in a process of its own, whose memory is free again when the archive is written; the files it made.
 
     In one process AOTInductor holds the weights four times at its peak: as they came, packed for the processor, as
@@ -170,7 +174,7 @@ def compile_program(program: Path, folder: Path, *, device: str = "cpu") -> list
     cache.mkdir(parents=True, exist_ok=True)
     # No pool of compile workers: it would outlive a job that is killed. Compiled code goes to the job's own folder.
     done = subprocess.run(
-        [sys.executable, "-P", inductor_compile.__file__, str(program), str(listing), device],
+        [sys.executable, "-P", inductor_compile.__file__, str(program), str(listing), device, json.dumps(shapes)],
         env={
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             **os.environ,
@@ -186,7 +190,8 @@ def compile_program(program: Path, folder: Path, *, device: str = "cpu") -> list
         if "No space left on device" in done.stdout:
             raise NoSpaceError("no space is left to compile the model", folder, "Free some disk space")
         lines = [line for line in done.stdout.splitlines() if line.strip()]
-        told = lines[-1].strip()[:300] if lines and done.returncode > 0 else f"exit status {done.returncode}"
+        named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)] or lines  # hints follow it
+        told = named[-1].strip()[:300] if lines and done.returncode > 0 else f"exit status {done.returncode}"
         raise EnvironmentLackError(
             "AOTInductor could not compile the model", told, "The log has the compiler's own words"
         )
@@ -221,7 +226,7 @@ class InductorCpu(Target):
             )
         return self.availability(variant)
 
-    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+    def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
         files = compile_program(artifact.path, folder)
         from torch._inductor.package import package_aoti
 

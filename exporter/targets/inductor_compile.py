@@ -1,10 +1,11 @@
-"""Compiling a `torch.export` program: ``python -P inductor_compile.py PROGRAM LISTING DEVICE``."""
+"""Compiling a `torch.export` program: ``python -P inductor_compile.py PROGRAM LISTING DEVICE SHAPES``."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ MOST_THREADS = 8
 """Processes that compile a GPU's kernels."""
 
 
-def compile_program(program: Path, device: str = "cpu") -> list[str]:
+def compile_program(program: Path, device: str = "cpu", shapes: Mapping[str, Sequence[int]] | None = None) -> list[str]:
     """Compile a program with frozen weights, in memory of about twice their size.
 
     Args:
         program: The ``.pt2`` file of the program.
         device: ``"cpu"`` or ``"cuda"``; the program may have been traced on either.
+        shapes: By input, the only shape to compile for; ``None``: all that the program takes.
 
     Returns:
         The files that AOTInductor made, for `torch._inductor.package.package_aoti`.
@@ -38,6 +40,10 @@ def compile_program(program: Path, device: str = "cpu") -> list[str]:
     args, kwargs = loaded.example_inputs
     module = loaded.module(check_guards=False)
     del loaded
+    if shapes is not None:
+        kwargs = {name: _filled(tensor, shapes[name]) for name, tensor in kwargs.items()}
+        with torch.no_grad():
+            module = torch.export.export(module, args, kwargs, strict=False).module(check_guards=False)
     options: dict[str, Any] = {
         "aot_inductor.package": True,
         # Precompiled headers take as long to make as they save, and no other compilation finds them: each time 300 MB
@@ -55,6 +61,12 @@ def compile_program(program: Path, device: str = "cpu") -> list[str]:
     with torch.no_grad():
         files = torch._inductor.aot_compile(module, args, kwargs, options=options)
     return [str(file) for file in files]
+
+
+def _filled(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The example repeated, and cut, to a shape."""
+    times = [-(-wanted // there) for wanted, there in zip(shape, tensor.shape, strict=True)]
+    return tensor.repeat(times)[tuple(slice(0, wanted) for wanted in shape)].contiguous()
 
 
 def _drop_unread(graph: torch.fx.Graph, module: torch.nn.Module) -> None:
@@ -79,4 +91,5 @@ def _drop_unread(graph: torch.fx.Graph, module: torch.nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(compile_program(Path(sys.argv[1]), sys.argv[3])), encoding="utf-8")
+    made = compile_program(Path(sys.argv[1]), sys.argv[3], json.loads(sys.argv[4]))
+    Path(sys.argv[2]).write_text(json.dumps(made), encoding="utf-8")

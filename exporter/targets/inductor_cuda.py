@@ -6,25 +6,40 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
-from exporter.artifact import Artifact, Variant
+from exporter.artifact import Artifact, Signature, Variant
 from exporter.errors import EnvironmentLackError, RequestError, first_line
 from exporter.hardware import fingerprint, gpu
 from exporter.targets import inductor
-from exporter.targets.base import Session, register_target
+from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
 from exporter.targets.cuda import Cuda, CudaSession
-from exporter.targets.engines import check_sheet, write_sheet
+from exporter.targets.engines import check_sheet, sheet_of, write_sheet
 from exporter.targets.nvidia import NvidiaTarget, torch_cuda
 
 PROBE_SECONDS = 300
+SHAPED = "shaped"
+"""The form that has a model for each operating point, compiled for its shapes alone, beside the one for all."""
+CORES_PER_MODEL = 4
+"""So many models are compiled at a time that each has these."""
 
 
 class InductorCudaSession(CudaSession):
-    """An opened AOTInductor package on the GPU."""
+    """An opened AOTInductor package on the GPU.
 
-    def __init__(self, artifact: Artifact, precision: str) -> None:
+    Args:
+        artifact: Its path is the package.
+        precision: Of the variant.
+        shapes: By name of a model in the package, the shapes of the inputs that it was compiled for, beside the model
+            that takes all.
+    """
+
+    def __init__(
+        self, artifact: Artifact, precision: str, shapes: Mapping[str, Mapping[str, Sequence[int]]] | None = None
+    ) -> None:
         super().__init__(artifact, Cuda())
         self._precision = precision
         try:
@@ -32,10 +47,22 @@ class InductorCudaSession(CudaSession):
             self._package = inductor.Package(artifact.path, single_threaded=True)
         except RuntimeError as error:
             raise RequestError("the AOTInductor package cannot be opened", artifact.path, first_line(error)) from error
+        self._shaped = {_key(one): name for name, one in (shapes or {}).items()}
+        self._opened: dict[str, inductor.Package] = {}
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        results = self._package.run([inputs[name] for name in self._package.inputs])
-        return dict(zip(self._package.outputs, results, strict=True))
+        package = self._package_for(inputs)
+        results = package.run([inputs[name] for name in package.inputs])
+        return dict(zip(package.outputs, results, strict=True))
+
+    def _package_for(self, inputs: dict[str, Any]) -> inductor.Package:
+        """The model compiled for exactly these shapes, or the one for all."""
+        name = self._shaped.get(_key({name: tensor.shape for name, tensor in inputs.items()}))
+        if name is None:
+            return self._package
+        if name not in self._opened:
+            self._opened[name] = inductor.Package(self.artifact.path, single_threaded=True, model=name)
+        return self._opened[name]
 
     def executed(self) -> dict[str, Any]:
         import torch
@@ -53,7 +80,21 @@ class InductorCudaSession(CudaSession):
             "types": sorted(kinds),
             "precision": ran if kinds else "unknown",
             "cuda_graphs": self.graphs(),
+            "shapes": [dict(shapes) for shapes in self._shaped],
         }
+
+
+def _key(shapes: Mapping[str, Sequence[int]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, tuple(shape)) for name, shape in sorted(shapes.items()))
+
+
+def point_shapes(signature: Signature, points: Sequence[Mapping[str, int]]) -> dict[str, dict[str, list[int]]]:
+    """By name of a model (``point0`` …), the shapes of the inputs at an operating point; those that are equal once."""
+    found: dict[Any, dict[str, list[int]]] = {}
+    for point in points:
+        shapes = {spec.name: [d if isinstance(d, int) else point[d] for d in spec.shape] for spec in signature.inputs}
+        found.setdefault(_key(shapes), shapes)
+    return {f"point{number}": shapes for number, shapes in enumerate(found.values())}
 
 
 def cuda_fingerprint() -> dict[str, Any]:
@@ -94,7 +135,7 @@ def check_engine(path: Path, trusted_digests: frozenset[str]) -> None:
     Raises:
         RequestError: Says what differs and what would mend it.
     """
-    needed = {"architecture": str, "torch": str, "cpu_features": list, "cuda": str, "gpu": str}
+    needed = {"architecture": str, "torch": str, "cpu_features": list, "cuda": str, "gpu": str, "shapes": dict}
     check_sheet(path, trusted_digests, lambda built: misfits(built, cuda_fingerprint()), needed)
 
 
@@ -137,6 +178,8 @@ class InductorCuda(NvidiaTarget):
     name = "inductor-cuda"
     consumes = "pt2"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
+    forms: ClassVar = {"fp16": (None, SHAPED)}
+    rare_forms: ClassVar = {"fp32": (SHAPED,), "bf16": (SHAPED,)}
     portable = False
     packages = ("torch",)
     install = "install a CUDA build of torch (docs/nvidia.md says where from)"
@@ -148,20 +191,38 @@ class InductorCuda(NvidiaTarget):
             return "no C++ compiler (g++) was found", "apt-get install g++"
         return "", ""
 
-    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+    def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
         self.require()
         from torch._inductor.package import package_aoti
 
-        files = inductor.compile_program(artifact.path, folder, device="cuda")
+        shapes = point_shapes(artifact.signature, how.points) if variant.form == SHAPED else {}
+        wanted: dict[str, dict[str, list[int]] | None] = {inductor.MODEL: None, **shapes}
+        for name in wanted:
+            (folder / f"compile-{name}").mkdir()
+        with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // CORES_PER_MODEL)) as pool:
+            jobs = {
+                name: pool.submit(
+                    inductor.compile_program, artifact.path, folder / f"compile-{name}", device="cuda", shapes=one
+                )
+                for name, one in wanted.items()
+            }
+            files = {name: job.result() for name, job in jobs.items()}
         package = folder / inductor.PACKAGE
         package_aoti(str(package), files)
-        shutil.rmtree(folder / "inductor-cache", ignore_errors=True)
+        for name in wanted:
+            shutil.rmtree(folder / f"compile-{name}", ignore_errors=True)
         _probe(package)
-        return [package, write_sheet(package, cuda_fingerprint())]
+        return [package, write_sheet(package, {**cuda_fingerprint(), "shapes": shapes})]
+
+    def ingredient(self, variant: Variant) -> str:
+        return f"pt2-{variant.precision}"
+
+    def depends_on(self, variant: Variant, how: BuildHow) -> dict[str, Any]:
+        return {"points": [dict(point) for point in how.points]} if variant.form == SHAPED else {}
 
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
         self.require()
         check_engine(artifact.path, trusted_digests)
-        return InductorCudaSession(artifact, variant.precision)
+        return InductorCudaSession(artifact, variant.precision, sheet_of(artifact.path)["shapes"])

@@ -12,7 +12,17 @@ import numpy as np
 
 from exporter.artifact import Artifact, Variant
 from exporter.errors import InternalError, RequestError, first_line, missing_package
-from exporter.targets.base import Array, Availability, Binding, Session, Target, output_shapes, register_target
+from exporter.targets.base import (
+    PLAINLY,
+    Array,
+    Availability,
+    Binding,
+    BuildHow,
+    Session,
+    Target,
+    output_shapes,
+    register_target,
+)
 from exporter.targets.packages import installed_version
 
 if TYPE_CHECKING:
@@ -191,7 +201,7 @@ class OnnxRuntimeCpu(Target):
             return Availability(False, "onnxruntime is not installed", "pip install 'planish[cpu]'")
         return Availability(True, versions={"onnxruntime": found})
 
-    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+    def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
         return []
 
     def open(

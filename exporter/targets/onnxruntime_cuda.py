@@ -14,7 +14,16 @@ import numpy as np
 
 from exporter.artifact import Artifact, Variant
 from exporter.errors import EnvironmentLackError, RequestError, first_line, missing_package
-from exporter.targets.base import Array, DeviceBinding, Session, check_inputs, output_shapes, register_target
+from exporter.targets.base import (
+    PLAINLY,
+    Array,
+    BuildHow,
+    DeviceBinding,
+    Session,
+    check_inputs,
+    output_shapes,
+    register_target,
+)
 from exporter.targets.cuda import MOST_GRAPHS, WARM_RUNS
 from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.shape_cache import ShapeCache
@@ -208,7 +217,7 @@ class OnnxRuntimeCuda(NvidiaTarget):
     packages = ("onnxruntime-gpu",)
     install = "pip install 'planish[gpu]' in an environment without onnxruntime"
 
-    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+    def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
         return []
 
     def open(

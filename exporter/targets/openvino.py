@@ -19,7 +19,17 @@ import numpy as np
 from exporter.artifact import Artifact, Variant
 from exporter.errors import InternalError, RequestError, first_line, missing_package
 from exporter.onnx_files import external_data_name
-from exporter.targets.base import Array, Availability, Binding, Session, Target, output_shapes, register_target
+from exporter.targets.base import (
+    PLAINLY,
+    Array,
+    Availability,
+    Binding,
+    BuildHow,
+    Session,
+    Target,
+    output_shapes,
+    register_target,
+)
 from exporter.targets.packages import installed_version
 from exporter.targets.shape_cache import ShapeCache
 
@@ -226,7 +236,7 @@ class OpenVinoCpu(Target):
             return replace(variant, form="-".join(parts))
         return variant
 
-    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+    def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
         return []
 
     def open(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from exporter.artifact import Artifact, Variant
 from exporter.hardware import gpu
-from exporter.targets.base import Session, register_target
+from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
+from exporter.targets.engines import sheet_of
 from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, EngineOptions, build_engine, profiles_of
-from exporter.targets.tensorrt_engine import PACKAGES, check_engine, engine_options, write_engine_sheet
+from exporter.targets.tensorrt_engine import PACKAGES, check_engine, write_engine_sheet
 
 PLAN = "model.plan"
 RTX_GPUS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -31,13 +32,16 @@ class TensorRtTarget(NvidiaTarget):
         ingredient = super().ingredient(variant)
         return f"{ingredient}-tensorrt" if variant.precision == "int8" else ingredient
 
-    def build(self, artifact: Artifact, variant: Variant, folder: Path) -> list[Path]:
+    def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
         self.require()
         plan = folder / PLAN
-        profiles, options = profiles_of(artifact.signature), EngineOptions()
+        profiles, options = profiles_of(artifact.signature, how.points), EngineOptions(**how.options)
         built = build_engine(artifact.path, plan, module=self.module, profiles=profiles, options=options)
         files = [artifact.path, *sorted(artifact.path.parent.glob(f"{artifact.path.name}_data*"))]
         return [plan, write_engine_sheet(built, self.module, files, profiles, options)]
+
+    def depends_on(self, variant: Variant, how: BuildHow) -> dict[str, Any]:
+        return {"points": [dict(point) for point in how.points], "options": dict(how.options)}
 
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
@@ -46,7 +50,7 @@ class TensorRtTarget(NvidiaTarget):
         check_engine(artifact.path, trusted_digests)
         from exporter.targets.tensorrt_session import TensorRtSession
 
-        host_code = bool(engine_options(artifact.path).get("version_compatible"))
+        host_code = bool(sheet_of(artifact.path)["options"].get("version_compatible"))
         return TensorRtSession(artifact, self.module, variant.precision, host_code=host_code)
 
 

@@ -6,7 +6,6 @@ before these checks.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import fields as fields_of
@@ -15,7 +14,7 @@ from typing import Any
 
 from exporter.digests import file_digest
 from exporter.hardware import gpu
-from exporter.targets.engines import FINGERPRINT, check_sheet, write_sheet
+from exporter.targets.engines import check_sheet, write_sheet
 from exporter.targets.packages import installed_version
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, BuiltEngine, EngineOptions, Shapes
 
@@ -86,12 +85,6 @@ def check_engine(engine: Path, trusted_digests: frozenset[str]) -> None:
         return misfits(built, this_machine(built["library"]))
 
     check_sheet(engine, trusted_digests, unfit, FIELDS, command="planish engine")
-
-
-def engine_options(engine: Path) -> dict[str, Any]:
-    """The options other than the default that an engine, already checked, was built with."""
-    sheet = json.loads((engine.parent / FINGERPRINT).read_text(encoding="utf-8"))
-    return dict(sheet["fingerprint"]["options"])
 
 
 def capability_of(name: str) -> str:

@@ -82,16 +82,18 @@ def build(arguments: dict[str, Any]) -> dict[str, Any]:
     """Let a target build what it opens.
 
     Args:
-        arguments: ``artifact``, ``variant``, ``folder``.
+        arguments: ``artifact``, ``variant``, ``how`` (``points`` and ``options``, see `BuildHow`), ``folder``.
 
     Returns:
         ``files`` relative to the folder, the one to open first, and ``digest``: its SHA-256.
     """
     from exporter.digests import file_digest
     from exporter.targets import get_target
+    from exporter.targets.base import BuildHow
 
     folder = Path(arguments["folder"])
     variant = Variant(**arguments["variant"])
     report_progress(f"compiling {variant.id}")
-    files = get_target(variant.target).build(Artifact.from_dict(arguments["artifact"]), variant, folder)
+    artifact, how = Artifact.from_dict(arguments["artifact"]), BuildHow(**arguments["how"])
+    files = get_target(variant.target).build(artifact, variant, folder, how)
     return {"files": [str(path.relative_to(folder)) for path in files], "digest": file_digest(files[0])}
