@@ -507,10 +507,10 @@ def table(found: Mapping[str, Any]) -> str:
         f"{'right' if found['ok'] else '**not right**'}.",
         "",
         "Times are medians of `binding.run()`, inputs and outputs on the GPU, the host waiting for each run; in "
-        "brackets the 95 % interval of the ratio to the fastest PyTorch baseline at that point. *queued* is a run among others "
-        "that the host does not wait for, by the GPU's own events where the runtime shows its stream; energy is the "
-        "GPU's alone. Parity is the largest RMS error against FP64, in multiples of PyTorch's own error in that "
-        "precision on this GPU.",
+        "brackets the 95 % interval of the ratio to the fastest PyTorch baseline at that point. *queued* is a run "
+        "among others that the host does not wait for, by the GPU's own events where the runtime shows its stream; "
+        "energy is the GPU's alone. Parity is the largest RMS error against FP64, in multiples of PyTorch's own error "
+        "in that precision on this GPU.",
     ]
     for name, model in found["models"].items():
         lines += ["", f"## {name} ({model.get('weights', 'not made')} weights)", ""]

@@ -42,6 +42,15 @@ class Cuda:
         self._stream = torch.cuda.Stream()
 
     @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """FP32 is FP32: cuDNN's convolutions would round to ten bits of mantissa, as torch lets them by default."""
+        import torch
+
+        cudnn = torch.backends.cudnn
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
+            yield
+
+    @contextlib.contextmanager
     def beside(self) -> Iterator[int]:
         """A stream of its own, between what was given to the device before and what is given to it after; its handle.
 
@@ -163,7 +172,8 @@ class CudaBinding(DeviceBinding):
         """Why it could not be captured."""
         if capture:
             try:
-                self._replay, self._results = device.capture(lambda: call(self._inputs))
+                with device.exact():
+                    self._replay, self._results = device.capture(lambda: call(self._inputs))
             except RuntimeError as error:
                 self.refusal = first_line(error)
 
@@ -179,7 +189,8 @@ class CudaBinding(DeviceBinding):
         if self._replay is not None:
             self._replay()
         else:
-            self._results = self._call(self._inputs)
+            with self._device.exact():
+                self._results = self._call(self._inputs)
 
     def wait(self) -> None:
         self._device.wait()
