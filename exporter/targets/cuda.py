@@ -47,7 +47,8 @@ class Cuda:
         import torch
 
         cudnn = torch.backends.cudnn
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
+        held = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+        with cudnn.flags(**held, allow_tf32=False):
             yield
 
     @contextlib.contextmanager
