@@ -130,6 +130,12 @@ class Cuda:
             results = call()
         return graph.replay, results
 
+    def capturing(self) -> bool:
+        """Whether what is given to the device now is recorded, and not done."""
+        import torch
+
+        return bool(torch.cuda.is_current_stream_capturing())
+
     def wait(self) -> None:
         """Until the device has done all that it was given."""
         import torch
@@ -169,12 +175,13 @@ class CudaBinding(DeviceBinding):
         self._inputs = device.put(arrays)
         self._results: dict[str, Any] | None = None
         self._replay: Callable[[], None] | None = None
+        self._captured: dict[str, Any] = {}  # what each replay writes to: nothing has yet, when it is captured
         self.refusal = ""
         """Why it could not be captured."""
         if capture:
             try:
                 with device.exact():
-                    self._replay, self._results = device.capture(lambda: call(self._inputs))
+                    self._replay, self._captured = device.capture(lambda: call(self._inputs))
             except RuntimeError as error:
                 self.refusal = first_line(error)
 
@@ -189,6 +196,7 @@ class CudaBinding(DeviceBinding):
     def launch(self) -> None:
         if self._replay is not None:
             self._replay()
+            self._results = self._captured
         else:
             with self._device.exact():
                 self._results = self._call(self._inputs)

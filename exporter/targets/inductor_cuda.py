@@ -143,18 +143,25 @@ def _probe(package: Path) -> None:
     """Load a package in a process of its own: a compiler whose C++ library is not the process's makes one that crashes.
 
     Raises:
-        EnvironmentLackError: It crashed.
+        EnvironmentLackError: It crashed, cannot be loaded, or does not come to an end.
     """
     code = "import sys; from exporter.targets.inductor import Package; Package(sys.argv[1], single_threaded=True)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(package)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=PROBE_SECONDS,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(package)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=PROBE_SECONDS,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+    except subprocess.TimeoutExpired:
+        raise EnvironmentLackError(
+            "the compiled package does not load",
+            f"not within {PROBE_SECONDS:g} s",
+            "nvidia-smi shows what the GPU does",
+        ) from None
     if done.returncode == 0:
         return
     print(done.stdout, file=sys.stderr)

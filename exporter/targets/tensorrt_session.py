@@ -44,10 +44,12 @@ class TensorRtSession(CudaSession):
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(artifact.path.read_bytes())
         if self._engine is None:
-            told = self._log.lines[-1] if self._log.lines else "it gives no reason"
-            raise RequestError("TensorRT cannot load the engine", told, "Build it again on this machine")
+            raise RequestError("TensorRT cannot load the engine", self._log.told(), "Build it again on this machine")
         self._check_tensors()
-        self._shared = _Executor(self._trt, self._engine, self.device, artifact.signature)
+        self._shared = self._executor()
+
+    def _executor(self) -> _Executor:
+        return _Executor(self._trt, self._engine, self._log, self.device, self.artifact.signature)
 
     def _check_tensors(self) -> None:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -64,8 +66,7 @@ class TensorRtSession(CudaSession):
 
     def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
         # A context of its own: a captured graph holds the addresses and the shapes that it had.
-        executor = _Executor(self._trt, self._engine, self.device, self.artifact.signature)
-        binding = CudaBinding(self.device, executor, arrays, capture=True)
+        binding = CudaBinding(self.device, self._executor(), arrays, capture=True)
         self.refusal = self.refusal or binding.refusal
         return binding
 
@@ -85,8 +86,9 @@ class TensorRtSession(CudaSession):
 class _Executor:
     """Execution contexts of an engine, one for each profile that was needed."""
 
-    def __init__(self, trt: Any, engine: Any, device: Cuda, signature: Signature) -> None:
-        self._trt, self._engine, self._device, self._signature = trt, engine, device, signature
+    def __init__(self, trt: Any, engine: Any, log: Any, device: Cuda, signature: Signature) -> None:
+        self._trt, self._engine, self._log, self._device, self._signature = trt, engine, log, device, signature
+        self._nothing = device.empty((1,), "uint8")
         self._contexts: dict[int, Any] = {}
         self._allocators: dict[int, dict[str, Any]] = {}
 
@@ -98,7 +100,7 @@ class _Executor:
             for name, tensor in inputs.items():
                 if not context.set_input_shape(name, shapes[name]):
                     raise RequestError("the engine does not take a shape", f"{name}: {shapes[name]}", "Build it again")
-                context.set_tensor_address(name, tensor.data_ptr())
+                context.set_tensor_address(name, self._address(tensor))
             outputs, allocators = {}, self._allocators[profile]
             for spec in self._signature.outputs:
                 shape = tuple(context.get_tensor_shape(spec.name))
@@ -107,15 +109,22 @@ class _Executor:
                     context.set_output_allocator(spec.name, allocator)
                     continue
                 outputs[spec.name] = self._device.empty(shape, spec.dtype)
-                context.set_tensor_address(spec.name, outputs[spec.name].data_ptr())
+                context.set_tensor_address(spec.name, self._address(outputs[spec.name]))
+            if allocators and self._device.capturing():
+                names = ", ".join(allocators)
+                raise RuntimeError(f"the shape of an output depends on the values of the inputs: {names}")
             if not context.execute_async_v3(stream):
-                raise RequestError("TensorRT could not run the engine", shapes, "The log has its words")
+                raise RequestError("TensorRT could not run the engine", shapes, self._log.told())
         if allocators:
             self._device.wait()  # only then are the shapes known: nothing of this can be captured
             dtypes = {spec.name: spec.dtype for spec in self._signature.outputs}
             for name, allocator in allocators.items():
                 outputs[name] = self._device.view(allocator.buffer, allocator.shape, dtypes[name])
         return {spec.name: outputs[spec.name] for spec in self._signature.outputs}
+
+    def _address(self, tensor: Any) -> int:
+        """Of a tensor's memory; one without elements has none, and the library takes no null for an address."""
+        return int(tensor.data_ptr() or self._nothing.data_ptr())
 
     def _context(self, profile: int, stream: int) -> Any:
         if profile not in self._contexts:
@@ -213,5 +222,10 @@ def _logger(trt: Any) -> Any:
         def log(self, level: Any, message: str) -> None:
             if level in bad:
                 self.lines.append(message)
+
+        def told(self) -> str:
+            """What it has said since it was asked last: the cause, and often what followed from it."""
+            lines, self.lines = self.lines, []
+            return "; ".join(lines) or "it gives no reason"
 
     return Log()

@@ -24,16 +24,19 @@ class GpuMeter:
     def __init__(self) -> None:
         self.reason = ""
         self._nvml: Any = None
+        self._errors: tuple[type[Exception], ...] = ()
         try:
             import pynvml
         except ImportError:
             self.reason = "nvidia-ml-py is not installed: pip install 'planish[gpu]'"
             return
+        # An older driver lacks functions of newer bindings: that is an error of another kind.
+        self._errors = (pynvml.NVMLError, getattr(pynvml, "NVMLLibraryMismatchError", pynvml.NVMLError))
         try:
             pynvml.nvmlInit()
             self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
             self._nvml = pynvml
-        except pynvml.NVMLError as error:
+        except self._errors as error:
             self.reason = f"NVIDIA's management library answers: {error}"
 
     def energy_j(self) -> float | None:
@@ -58,7 +61,7 @@ class GpuMeter:
             return None
         try:
             return getattr(self._nvml, function)(self._handle, *arguments)
-        except self._nvml.NVMLError:  # a virtual machine may be shown less
+        except self._errors:  # a virtual machine may be shown less
             return None
 
 
@@ -69,7 +72,7 @@ def observe(binding: DeviceBinding, meter: GpuMeter, seconds: float = MEASURE_SE
         ``run_ms`` (a run among others, by the device's clock where that is known), ``runs_per_s``, ``energy_j`` of the
         GPU per run, ``power_w``, ``sm_mhz`` and ``temperature_c`` at the end; what cannot be read is ``None``.
     """
-    once = max(binding.queued_seconds(10), 1e-6)
+    once = max(binding.queued_seconds(1), 1e-6)
     runs = max(1, min(LONGEST_QUEUE, int(seconds / once / 4)))
     before, begin = meter.energy_j(), time.perf_counter()
     done, times = 0, []
@@ -77,7 +80,7 @@ def observe(binding: DeviceBinding, meter: GpuMeter, seconds: float = MEASURE_SE
         times.append(binding.queued_seconds(runs))
         done += runs
     after, clock, warmth = meter.energy_j(), meter.sm_mhz(), meter.temperature_c()
-    spent = None if before is None or after is None else after - before
+    spent = None if before is None or after is None or after == before else after - before  # it may stand still
     return {
         "run_ms": 1e3 * sorted(times)[len(times) // 2],
         "runs_per_s": done / elapsed,

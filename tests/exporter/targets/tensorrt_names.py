@@ -57,13 +57,15 @@ CLASSES = (
 )
 """What building and running engines touches."""
 LIST = """
-import json, sys, importlib
+import importlib, json, re, sys
 module = importlib.import_module(sys.argv[1])
 names = {"": sorted(name for name in dir(module) if not name.startswith("_"))}
 for name in sys.argv[2:]:
     owner = module.ILogger if name == "Severity" else module
     if hasattr(owner, name):
-        names[name] = sorted(inner for inner in dir(getattr(owner, name)) if not inner.startswith("_"))
+        cls = getattr(owner, name)
+        told = re.findall(r"\\bdef (\\w+)[(]", cls.__doc__ or "")  # what its subclasses define is listed nowhere else
+        names[name] = sorted({inner for inner in (*dir(cls), *told) if not inner.startswith("_")})
 print(json.dumps({"version": module.__version__, "names": names}))
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.errors import RequestError
+from exporter.errors import EnvironmentLackError, RequestError
 from exporter.original import open_described, original_arguments
 from exporter.sources import resolve_source
 from exporter.targets import targets
@@ -35,6 +35,14 @@ def arguments(model_folder: Folders) -> dict[str, Any]:
 
 def inputs_of(arguments: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in open_described(arguments["original"]).example.items()}
+
+
+@pytest.mark.parametrize("opener", [open_eager, open_compiled])
+def test_where_torch_has_no_gpu_a_baseline_on_one_says_what_is_missing(opener: Any, arguments: dict[str, Any]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(EnvironmentLackError, match=r"torch was built without CUDA|torch finds no GPU"):
+        opener({**arguments, "device": "cuda"}, threads=1)
 
 
 def test_eager_is_the_original(arguments: dict[str, Any]) -> None:

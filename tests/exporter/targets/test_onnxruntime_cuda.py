@@ -1,0 +1,94 @@
+"""ONNX Runtime itself, where it has no CUDA provider and would run on the processor in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
+from exporter.errors import EnvironmentLackError, RequestError
+from exporter.targets import get_target
+from exporter.targets.base import Availability
+from exporter.targets.onnxruntime_cuda import (
+    CUDA_PROVIDER,
+    OnnxRuntimeCuda,
+    OnnxRuntimeCudaSession,
+    nodes_by_provider,
+    open_cuda_session,
+)
+
+ort = pytest.importorskip("onnxruntime")
+SIGNATURE = Signature(
+    (TensorSpec("x", "float32", ("batch", 4)),), (TensorSpec("y", "float32", ("batch", 4)),), (Axis("batch", 1, 8),)
+)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    import onnx
+
+    if CUDA_PROVIDER in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime has a CUDA provider")
+    body = "<float[1] one = {1.0}> { h = Add(x, one) y = Relu(h) }"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 20]> g (float[batch, 4] x) => (float[batch, 4] y) {body}'
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    return Artifact(tmp_path / "model.onnx", "onnx", SIGNATURE, InputContract())
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_another_provider_than_cudas_is_refused_and_named(artifact: Artifact, capture: bool) -> None:
+    with pytest.raises(EnvironmentLackError, match="does not run on the GPU") as caught:
+        open_cuda_session(artifact.path, 1, capture=capture)
+    assert caught.value.value == "CPUExecutionProvider instead"
+    assert "docs/nvidia.md" in str(caught.value.remedy)
+
+
+def test_neither_a_session_nor_the_target_falls_back_to_the_processor(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeCuda, "availability", lambda *given: Availability(True))
+    with pytest.raises(EnvironmentLackError, match="CPUExecutionProvider instead"):
+        OnnxRuntimeCudaSession(artifact, "fp16", 1)
+    with pytest.raises(EnvironmentLackError, match="CPUExecutionProvider instead"):
+        get_target("onnxruntime-cuda").open(artifact, Variant("onnxruntime-cuda", "fp16"), threads=1)
+
+
+def test_a_file_that_is_no_model_is_a_readable_error(artifact: Artifact) -> None:
+    artifact.path.write_bytes(artifact.path.read_bytes()[:40])
+    with pytest.raises(RequestError, match="cannot open the model on the GPU") as caught:
+        open_cuda_session(artifact.path, 1, capture=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_looking_for_cudas_libraries_says_nothing_where_there_are_none(
+    artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(EnvironmentLackError):
+        open_cuda_session(artifact.path, 1, capture=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_older_onnxruntime_without_that_is_asked_for_its_provider_all_the_same(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ort, "preload_dlls", raising=False)
+    with pytest.raises(EnvironmentLackError, match="CPUExecutionProvider instead"):
+        open_cuda_session(artifact.path, 1, capture=False)
+
+
+def test_nodes_are_counted_by_the_provider_that_got_them(artifact: Artifact) -> None:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = ort.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
+    assert dict(nodes_by_provider(session)) == {"CPUExecutionProvider": 2}
+    found = session.run(None, {"x": np.full((1, 4), -3, np.float32)})[0]
+    np.testing.assert_array_equal(found, np.zeros((1, 4)))
+
+
+def test_of_an_onnxruntime_without_that_list_no_placement_is_known() -> None:
+    assert dict(nodes_by_provider(object())) == {}  # as an older one: it has no such method

@@ -1,0 +1,142 @@
+"""Programs in half precision: weights and arithmetic are lowered, inputs and outputs stay as the signature has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporter.original import Original, open_original
+from exporter.original.shapes import resize
+from exporter.sources import resolve_source
+from exporter.targets.inductor import Package
+from exporter.targets.inductor_compile import compile_program
+from exporter.tasks import get_task
+from exporter.torch_export import export_program, lower_module
+
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+ALLOWED = {"fp16": 5e-3, "bf16": 4e-2}
+"""Relative to an output's largest value: some units in the last place of 11 and of 8 bits."""
+MODELS = ("bert-plain", "conv")
+
+
+def opened(name: str, model_folder: Callable[..., Path]) -> Original:
+    if name == "conv":
+        return open_original(resolve_source("tests.models:conv_factory"), get_task("custom"))
+    return open_original(resolve_source(str(model_folder(name))), get_task("feature-extraction"))
+
+
+@pytest.fixture(scope="module", params=[(name, precision) for name in MODELS for precision in HALVES], ids="-".join)
+def lowered(
+    request: pytest.FixtureRequest, model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, ...]:
+    """A program in half precision, the precision, its signature, and inputs with outputs in FP32."""
+    name, precision = request.param
+    original = opened(name, model_folder)
+    cases = []
+    for batch in (1, 3):
+        given = resize(original.signature.inputs, original.example, {"batch": batch})
+        arrays = {name: tensor.numpy() for name, tensor in given.items()}
+        cases.append((given, original.run(arrays)))
+    artifact = export_program(original, tmp_path_factory.mktemp("program"), precision=precision)
+    assert artifact.signature == original.signature
+    return torch.export.load(str(artifact.path)), precision, artifact.signature, cases
+
+
+def test_a_program_in_half_precision(lowered: tuple[Any, ...]) -> None:
+    program, precision, signature, cases = lowered
+    floats = {name: value.dtype for name, value in program.state_dict.items() if value.is_floating_point()}
+    assert floats
+    assert set(floats.values()) == {HALVES[precision]}
+    _, example = program.example_inputs
+    assert {name: str(value.dtype).split(".")[1] for name, value in example.items()} == {
+        spec.name: spec.dtype for spec in signature.inputs
+    }
+    module = program.module()
+    for given, expected in cases:
+        with torch.no_grad():
+            found = module(**given)
+        assert list(found) == [spec.name for spec in signature.outputs]
+        for spec in signature.outputs:
+            value = found[spec.name].numpy()
+            assert str(value.dtype) == spec.dtype
+            assert value.shape == expected[spec.name].shape
+            error = np.abs(value - expected[spec.name]).max() / np.abs(expected[spec.name]).max()
+            assert 0 < error < ALLOWED[precision]  # near, and not the same: it is lowered
+
+
+def test_products_of_a_lowered_program_are_in_half_precision(lowered: tuple[Any, ...]) -> None:
+    program, precision, _, _ = lowered
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    products = [node for node in calls if any(name in str(node.target) for name in ("linear", "conv", "matmul"))]
+    assert {node.meta["val"].dtype for node in products} == {HALVES[precision]}
+
+
+def test_a_program_in_fp32_is_left_as_it_is(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    original = opened("conv", model_folder)
+    program = torch.export.load(str(export_program(original, tmp_path / "program").path))
+    assert {value.dtype for value in program.state_dict.values() if value.is_floating_point()} == {torch.float32}
+    assert not [node for node in program.graph.nodes if node.op == "call_function" and "_to_copy" in str(node.target)]
+
+
+def test_what_is_no_float_passes_a_lowered_module_untouched() -> None:
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(2))
+            self.register_buffer("steps", torch.arange(2))
+
+        def forward(self, x: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            assert x.dtype == torch.bfloat16
+            return {"y": x * self.scale, "picked": ids + self.steps, "wide": x.double()}
+
+    module = Mixed()
+    lower_module(module, "bf16")
+    found = module(x=torch.tensor([1.0, 1.001]), ids=torch.tensor([2**40, 3]))
+    assert module.steps.dtype == torch.int64
+    assert {name: value.dtype for name, value in found.items()} == {
+        "y": torch.float32,
+        "picked": torch.int64,
+        "wide": torch.float64,
+    }
+    assert found["picked"].tolist() == [2**40, 4]
+    assert found["y"].tolist() == [1.0, 1.0]
+    assert isinstance(module, Mixed)
+
+
+def test_a_program_without_example_inputs_cannot_be_compiled(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    program.example_inputs = None
+    torch.export.save(program, path)
+    with pytest.raises(ValueError, match="carries no example inputs"):
+        compile_program(path)
+
+
+@pytest.mark.slow
+def test_a_lowered_program_compiles_and_keeps_its_inputs_and_outputs(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    from torch._inductor.package import package_aoti
+
+    from exporter.targets import get_target, inductor
+
+    if not (state := get_target("inductor-cpu").availability()).available:
+        pytest.skip(state.reason)
+    original = opened("conv", model_folder)
+    given = resize(original.signature.inputs, original.example, {"batch": 3})
+    expected = original.run({name: tensor.numpy() for name, tensor in given.items()})
+    artifact = export_program(original, tmp_path / "program", precision="bf16")
+    package = tmp_path / "built.pt2"
+    package_aoti(str(package), inductor.compile_program(artifact.path, tmp_path))
+    assert "bfloat16" in inductor.compiled_types(package)
+    loaded = Package(package)
+    assert loaded.inputs == ["image"]
+    found = dict(zip(loaded.outputs, loaded.run([given["image"]]), strict=True))
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float32
+        assert np.abs(found[name].numpy() - value).max() < ALLOWED["bf16"] * np.abs(value).max()
