@@ -25,7 +25,7 @@ PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.m
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_MAKE_TARGET = re.compile(r"^([a-z]+):.*## ", re.MULTILINE)
+_MAKE_TARGET = re.compile(r"^([a-z-]+):.*## ", re.MULTILINE)
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from exporter.errors import EnvironmentLackError
 from exporter.targets.base import Availability, Target
 from exporter.targets.packages import installed_version
 
-DRIVER = "a machine with an NVIDIA GPU and its driver (nvidia-smi shows both)"
+DRIVER = "a machine with an NVIDIA GPU and its driver (nvidia-smi shows both; a container has to be given the GPU)"
 
 
 def has_driver() -> bool:
@@ -61,17 +61,22 @@ class NvidiaTarget(Target):
         if not state.available:
             raise EnvironmentLackError("this target cannot run here", f"{self.name}: {state.reason}", state.remedy)
 
+    def missing(self) -> list[tuple[str, str]]:
+        """All that is missing here, each with how to get it: the driver, the package, what a target asks for beside."""
+        found: list[tuple[str, str]] = []
+        if not has_driver():
+            found.append(("there is no NVIDIA driver on this machine", f"Run on {DRIVER}"))
+        if installed_version(*self.packages) is None:
+            found.append((f"{self.packages[0]} is not installed", self.install))
+        elif (lacking := self.lacks())[0]:
+            found.append(lacking)
+        return found
+
     def availability(self, variant: Variant | None = None) -> Availability:
-        """All that is missing here, told at once: the driver, the package, what a target asks for beside them."""
+        """Whether nothing is `missing`; all that is, told at once."""
         found = installed_version(*self.packages)
         versions = {} if found is None else {self.packages[0]: found}
-        missing: list[tuple[str, str]] = []
-        if not has_driver():
-            missing.append(("there is no NVIDIA driver on this machine", f"Run on {DRIVER}"))
-        if found is None:
-            missing.append((f"{self.packages[0]} is not installed", self.install))
-        elif (lacking := self.lacks())[0]:
-            missing.append(lacking)
+        missing = self.missing()
         if not missing:
             return Availability(True, versions=versions)
         reason = "; ".join(what for what, _ in missing)

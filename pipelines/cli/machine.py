@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from exporter.hardware import probe
 from exporter.targets.base import Availability, Target, targets
+from exporter.targets.nvidia import NvidiaTarget
 from pipelines.cache import Cache, Entry
 from pipelines.cli.screens import Screen
 from pipelines.report.formats import size
@@ -22,6 +24,8 @@ _EXTRA = re.compile(r"""extra\s*==\s*['"]([\w.-]+)['"]""")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*")
 # What only people who change Planish itself need.
 _NOT_FOR_USERS = {"dev"}
+Lack = tuple[str, str]
+"""What is missing, and how to get it."""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -29,7 +33,8 @@ def describe_machine() -> dict[str, Any]:
 
     Returns:
         ``machine`` (see `exporter.hardware.probe`), ``targets`` (``name``, ``available``, ``reason``, ``remedy``,
-        ``versions``, and in ``variants`` the same for each variant that cannot run though its target can),
+        ``missing``: the same one by one, ``versions``, and in ``variants`` the same for each variant that cannot run
+        though its target can),
         ``packages`` (``name``, ``version`` or null, ``required``: a range, ``fits``: the version is in it, ``core``,
         ``extras``), ``cache`` (``root``, ``size_bytes``, ``entries``, ``free_bytes`` of its disk).
     """
@@ -64,7 +69,12 @@ def show_machine(found: dict[str, Any]) -> None:
         ]
     )
     screen.heading("Targets")
-    screen.table(None, [row for target in _available_first(found["targets"]) for row in _target_rows(target)])
+    told = _available_first(found["targets"])
+    common = _common(told)
+    screen.table(None, [row for target in told for row in _target_rows(target, common)])
+    for (what, remedy), names in common.items():
+        screen.line(f"{', '.join(names[:-1])} and {names[-1]}: {what}", "unavailable")
+        screen.line(remedy)
     screen.heading("Packages")
     screen.table(("Name", "Version", "Needed", "Extra", ""), [_package_row(package) for package in found["packages"]])
     if lacking := [p["name"] for p in found["packages"] if p["core"] and (p["version"] is None or p["fits"] is False)]:
@@ -79,7 +89,13 @@ def show_machine(found: dict[str, Any]) -> None:
 
 def _describe_target(target: Target) -> dict[str, Any]:
     whole = _ask(target)
-    described = {"name": target.name, **_as_dict(whole), "precisions": list(target.precisions), "variants": []}
+    described = {
+        "name": target.name,
+        **_as_dict(whole),
+        "missing": [{"what": what, "remedy": remedy} for what, remedy in _missing(target, whole)],
+        "precisions": list(target.precisions),
+        "variants": [],
+    }
     if whole.available:
         for variant in target.variants(target.precisions):
             state = _ask(target, variant)
@@ -94,6 +110,15 @@ def _ask(target: Target, *variant: Any) -> Availability:
     except (ImportError, OSError, RuntimeError) as error:  # a package that is there and does not load
         first = (str(error).splitlines() or [type(error).__name__])[0]
         return Availability(False, f"its package is broken: {first}", "Install it again")
+
+
+def _missing(target: Target, whole: Availability) -> list[Lack]:
+    if whole.available:
+        return []
+    if isinstance(target, NvidiaTarget):
+        with suppress(ImportError, OSError, RuntimeError):  # the reason tells of it
+            return target.missing() or [(whole.reason, whole.remedy)]
+    return [(whole.reason, whole.remedy)]
 
 
 def _as_dict(state: Availability) -> dict[str, Any]:
@@ -194,18 +219,33 @@ def _available_first(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda target: not target["available"])
 
 
-def _target_rows(target: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _common(found: list[dict[str, Any]]) -> dict[Lack, list[str]]:
+    """What several targets lack alike, with their names: it is told once, below the table."""
+    lacking: dict[Lack, list[str]] = {}
+    for target in found:
+        for lack in _lacks(target):
+            lacking.setdefault(lack, []).append(target["name"])
+    return {lack: names for lack, names in lacking.items() if len(names) > 1}
+
+
+def _lacks(target: dict[str, Any]) -> list[Lack]:
+    return [(one["what"], one["remedy"]) for one in target["missing"]]
+
+
+def _target_rows(target: dict[str, Any], common: dict[Lack, list[str]]) -> list[tuple[str, str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in target["versions"].items())
     if not target["available"]:
-        return [(target["name"], "unavailable", _why(target))]
+        own = [_why(*lack) for lack in _lacks(target) if lack not in common]
+        installed = f"{versions} is installed; " if versions else ""
+        return [(target["name"], "unavailable", "\n".join(own) or f"{installed}what is missing is told below")]
     return [
         (target["name"], "available", versions),
-        *((variant["id"], "unavailable", _why(variant)) for variant in target["variants"]),
+        *((variant["id"], "unavailable", _why(variant["reason"], variant["remedy"])) for variant in target["variants"]),
     ]
 
 
-def _why(state: dict[str, Any]) -> str:
-    return f"{state['reason']}\n{state['remedy']}" if state["remedy"] else str(state["reason"])
+def _why(what: str, remedy: str) -> str:
+    return f"{what}\n{remedy}" if remedy else what
 
 
 def _package_row(package: dict[str, Any]) -> tuple[str, str, str, str, str]:

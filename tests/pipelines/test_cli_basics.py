@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifact import Axis, InputContract, Signature, TensorSpec
 from exporter.errors import ERROR_BY_EXIT_STATUS, EnvironmentLackError, InternalError, RequestError
-from exporter.targets import targets
+from exporter.targets import get_target, targets
 from pipelines.bundle import write_bundle
 from pipelines.cache import Cache, log_folder, stage_key
 from pipelines.cli import run_command
@@ -33,6 +33,7 @@ from pipelines.recipe import Recipe
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "pydantic", "numpy", "rich", "jinja2")
 ESCAPE = "\x1b"
+NVIDIA = ("inductor-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 Planish = Callable[..., tuple[int, str, str]]
 
 
@@ -295,6 +296,35 @@ def test_doctor_says_why_a_target_is_missing_and_what_would_help(document: Calla
     assert found["machine"]["memory_bytes"] > 0
 
 
+def test_doctor_names_all_that_a_target_lacks_and_tells_once_what_several_lack(
+    planish: Planish, document: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of NVIDIA's targets want the driver and a package, the fourth has its package: which ones is pretended."""
+    from exporter.targets import inductor_cuda, nvidia
+
+    rtx = get_target("tensorrt-rtx").packages
+    monkeypatch.setattr(nvidia, "has_driver", lambda: False)
+    monkeypatch.setattr(nvidia, "installed_version", lambda *names: {rtx: "1.7", ("torch",): "2.13"}.get(names))
+    monkeypatch.setattr(inductor_cuda, "torch_cuda", lambda: None)
+    lacking = {target["name"]: target["missing"] for target in document("doctor")["targets"]}
+    driver = "there is no NVIDIA driver on this machine"
+    assert [[one["what"] for one in lacking[name]] for name in NVIDIA] == [
+        [driver, "torch was built without CUDA"],
+        [driver, "onnxruntime-gpu is not installed"],
+        [driver, "tensorrt is not installed"],
+        [driver],
+    ]
+    _, out, _ = planish("doctor")
+    rows = out.partition("\nTargets\n")[2].partition("\n\n")[0]
+    assert rows.count(driver) == rows.count(nvidia.DRIVER) == 1
+    assert f"{', '.join(NVIDIA[:-1])} and {NVIDIA[-1]}: {driver}\n" in rows
+    for name in NVIDIA:
+        for one in lacking[name]:
+            assert one["what"] in rows
+            assert one["remedy"] in rows
+    assert "tensorrt-rtx-cu13 1.7 is installed; what is missing is told below" in rows
+
+
 def test_doctor_knows_the_packages(document: Callable[..., dict[str, Any]]) -> None:
     packages = {package["name"]: package for package in document("doctor")["packages"]}
     assert packages["numpy"]["version"] == np.__version__
@@ -381,6 +411,19 @@ def test_broken_runtime_is_told_and_stops_nothing() -> None:
         "onnxruntime-cpu-int8-dynamic",
     ]
     assert "libthing.so: cannot open shared object file" in found["variants"][0]["reason"]
+
+
+def test_a_broken_nvidia_package_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.targets import nvidia
+    from pipelines.cli.machine import _describe_target
+
+    def broken(*names: str) -> str:
+        raise OSError("libthing.so: cannot open shared object file")
+
+    monkeypatch.setattr(nvidia, "installed_version", broken)
+    found = _describe_target(get_target("tensorrt"))
+    assert [one["what"] for one in found["missing"]] == [found["reason"]]
+    assert "libthing.so" in found["reason"]
 
 
 # cache
