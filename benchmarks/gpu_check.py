@@ -503,14 +503,14 @@ def table(found: Mapping[str, Any]) -> str:
         "",
         f"Compute capability {device.get('compute_capability')}, driver {gpu['driver']}, Python "
         f"{environment['machine']['python']}, {packages}; processor {environment['machine']['cpu']['model']}. "
-        f"Everything took {found['stages_s']['done']:.0f} s (`make gpu-check`). All that ran is "
-        f"{'right' if found['ok'] else '**not right**'}.",
+        f"{_took(found['stages_s'])} All that ran is {'right' if found['ok'] else '**not right**'}.",
         "",
         "Times are medians of `binding.run()`, inputs and outputs on the GPU, the host waiting for each run; in "
         "brackets the 95 % interval of the ratio to the fastest PyTorch baseline at that point. *queued* is a run "
         "among others that the host does not wait for, by the GPU's own events where the runtime shows its stream; "
         "energy is the GPU's alone. Parity is the largest RMS error against FP64, in multiples of PyTorch's own error "
         "in that precision on this GPU.",
+        *(f"\n{note}" for note in found.get("notes", [])),
     ]
     for name, model in found["models"].items():
         lines += ["", f"## {name} ({model.get('weights', 'not made')} weights)", ""]
@@ -528,6 +528,12 @@ def table(found: Mapping[str, Any]) -> str:
         lines += [f"- did not run: {variant}: {reason}" for variant, reason in broken.items()]
         lines += [f"- {note}" for note in model["latency"].get("notes", [])]
     return "\n".join(lines) + "\n"
+
+
+def _took(stages_s: Mapping[str, float]) -> str:
+    if "done" not in stages_s:
+        return "`make gpu-check` did not come to its end."
+    return f"Everything took {stages_s['done']:.0f} s (`make gpu-check`)."
 
 
 def _figures(model: Mapping[str, Any]) -> list[str]:

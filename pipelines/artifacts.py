@@ -135,7 +135,7 @@ def make_artifacts(
         made = Artifact.from_dict(program.record["artifact"])
         result.ready[name] = Artifact(program.folder / made.path, "pt2", made.signature, made.contract)
         result.ids[name] = program.id
-    works = [lambda: _make_onnx(shop, result, recorded, exported, wanted, export, learning)]
+    works = [lambda: _make_onnx(shop, result, recorded, exported, wanted, planned, export, learning)]
     for ingredient in sorted(wanted, key=lambda name: (needs(name) is None, name)):  # what takes longest first
         if not ingredient.startswith("onnx-"):
             works.append(partial(_make_engines, shop, result, ingredient, planned, export, learning))
@@ -149,10 +149,11 @@ def _make_onnx(
     recorded: Made,
     exported: Made,
     wanted: set[str],
+    planned: Sequence[Candidate],
     export: Export,
     learning: Learning,
 ) -> None:
-    """Everything that is an ONNX file."""
+    """Everything that is an ONNX file, and the engines that are built from these."""
     raw = Artifact.from_dict(exported.record["artifact"])
     raw = Artifact(exported.folder / raw.path, raw.format, raw.signature, raw.contract)
     plain = _optimize(shop, raw, exported.id, recorded, export, fuse=False)
@@ -169,6 +170,8 @@ def _make_onnx(
             _lower(shop, result, ingredient, base, base_id, export, learning)
     for ingredient in sorted(name for name in wanted if name.startswith("onnx-") and needs(name) is not None):
         _quantize(shop, result, ingredient, export, learning)
+    for ingredient in sorted(name for name in wanted if name.startswith("onnx-")):
+        _engines_from(shop, result, ingredient, planned)
 
 
 def _make_engines(
@@ -182,10 +185,16 @@ def _make_engines(
     """One program that engines are compiled from, and these engines."""
     if needs(ingredient) is not None:
         _quantize(shop, result, ingredient, export, learning)
+    _engines_from(shop, result, ingredient, planned)
+
+
+def _engines_from(shop: Workshop, result: Artifacts, ingredient: str, planned: Sequence[Candidate]) -> None:
+    """The engines that are built from one artifact, where that could be made: for this machine, or ahead for others."""
     for candidate in planned:
-        if candidate.ingredient != ingredient or candidate.portable or candidate.skip or ingredient not in result.ready:
+        if candidate.ingredient != ingredient or candidate.portable or ingredient not in result.ready:
             continue
-        try_engine(shop, result, candidate)
+        if not candidate.skip or candidate.ahead:
+            try_engine(shop, result, candidate)
 
 
 def _quantize(shop: Workshop, result: Artifacts, ingredient: str, export: Export, learning: Learning) -> None:

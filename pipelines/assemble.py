@@ -134,7 +134,14 @@ def _portable(results: Results, keep_all: bool) -> list[tuple[str, Path]]:
 
 def _place(judged: Judged, path: Path) -> str:
     portable = PORTABLE_FILES.get(judged.candidate.ingredient)
-    if portable is not None and judged.artifact is not None and judged.artifact.format == "onnx":
+    artifact = judged.artifact
+    # An engine that was built ahead lies elsewhere than the graph that its numbers were looked at in.
+    if (
+        portable is not None
+        and artifact is not None
+        and artifact.format == "onnx"
+        and path.parent == artifact.path.parent
+    ):
         return f"{Path(portable).parent}/{path.name}"
     variant = judged.candidate.variant
     return f"variants/{get_target(variant.target).opened(variant).id}/{path.name}"

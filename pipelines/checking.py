@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exporter.artifact import Artifact
 from exporter.errors import PlanishError, RequestError
 from exporter.original.plain import original_arguments
 from exporter.sources import resolve_source
@@ -36,7 +37,8 @@ class Verification:
     Attributes:
         bundle: The folder.
         differences: Files that are not as they were written; while there are any, nothing is opened.
-        variants: By id: ``status``, ``reason``, and the gates' records.
+        variants: By id: ``status``, ``reason``, and the gates' records; ``before``, where it had not passed: a variant
+            that could not run where the bundle was made is judged where it can.
         latency: The measurement against the bundle's own FP32 ONNX, empty where it was not asked for.
         source: The comparison with the source, where it was asked for.
     """
@@ -50,7 +52,8 @@ class Verification:
     @property
     def ok(self) -> bool:
         """Nothing was changed, and nothing that had passed fails here."""
-        failed = any(entry["status"] == "failed" for entry in self.variants.values())
+        held = [entry for entry in self.variants.values() if "before" not in entry]  # the others had not passed
+        failed = any(entry["status"] == "failed" for entry in held)
         against = self.source is not None and self.source["verdict"] == "failed"
         return not self.differences and not failed and not against
 
@@ -173,16 +176,17 @@ def bench_bundle(
 def _variant(
     bundle: Bundle, entry: VariantEntry, digests: frozenset[str], threads: int, log: Path, progress: Progress
 ) -> dict[str, Any]:
-    if entry.status != "passed":
+    state = get_target(entry.target).availability(entry.variant)
+    before = entry.status
+    if before != "passed" and not (before == "skipped" and entry.files and state.available):
         why = f": {entry.reason}" if entry.reason else ""
         return {"status": "skipped", "reason": f"it was {entry.status} when the bundle was made{why}", "gates": {}}
     if not entry.files:
         return {"status": "skipped", "reason": "its files were not kept", "gates": {}}
-    state = get_target(entry.target).availability(entry.variant)
     if not state.available:
         return {"status": "skipped", "reason": f"{state.reason}. {state.remedy}", "gates": {}}
     artifact = bundle.artifact(entry)
-    if not get_target(entry.target).portable and (refusal := _refusal(artifact.path, digests)):
+    if refusal := _refusal(entry, artifact, digests):
         return {"status": "skipped", "reason": refusal, "gates": {}}
     arguments = {
         "bundle": str(bundle.path),
@@ -205,14 +209,16 @@ def _variant(
     gates = {"parity": record["parity"], "quality": record["quality"]}
     status = worst_verdict(gate["verdict"] for gate in gates.values())
     told = [f"{name}: {gate['reason']}" for name, gate in gates.items() if gate["verdict"] == status]
-    return {"status": status, "reason": "; ".join(told), "gates": gates, "executed": record["executed"]}
+    found = {"status": status, "reason": "; ".join(told), "gates": gates, "executed": record["executed"]}
+    return found if before == "passed" else {**found, "before": before}
 
 
-def _refusal(engine: Path, digests: frozenset[str]) -> str:
-    from exporter.targets.inductor import check_engine
-
+def _refusal(entry: VariantEntry, artifact: Artifact, digests: frozenset[str]) -> str:
+    target = get_target(entry.target)
+    if not target.portable and artifact.path.suffix == ".onnx":
+        return "the bundle has the file that its engine is built from, and no engine"
     try:
-        check_engine(engine, digests)
+        target.check(artifact, digests)
     except RequestError as error:
         return str(error)
     return ""

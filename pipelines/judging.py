@@ -80,6 +80,8 @@ def locate(candidate: Candidate, artifacts: Artifacts) -> Judged:
     if variant.id in artifacts.engines:
         engine = artifacts.engines[variant.id]
         like = artifacts.ready[candidate.ingredient]
+        if candidate.skip:  # built ahead: its numbers are looked at in what it was built from
+            return Judged(candidate, like, engine["files"], artifacts.ids[candidate.ingredient])
         artifact = Artifact(engine["files"][0], "aoti", like.signature, like.contract)
         return Judged(candidate, artifact, engine["files"], engine["id"], frozenset([engine["digest"]]))
     if error := artifacts.errors.get(variant.id) or artifacts.errors.get(candidate.ingredient):

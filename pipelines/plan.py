@@ -40,6 +40,7 @@ class Candidate:
         portable: What it opens runs wherever its runtime does.
         skip: Why it cannot run here; empty when it can.
         remedy: The command or step that would enable it.
+        ahead: Its engine is built here though it cannot run here.
     """
 
     variant: Variant
@@ -47,6 +48,7 @@ class Candidate:
     portable: bool
     skip: str = ""
     remedy: str = ""
+    ahead: bool = False
 
 
 def refuse_unoffered(recipe: Recipe) -> None:
@@ -90,13 +92,14 @@ def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:
             skip, remedy = ("", "") if state.available else (state.reason, state.remedy)
             if target.consumes == "pt2" and not traceable:
                 skip, remedy = "the source is an ONNX file, and this target compiles PyTorch", "Give the PyTorch model"
-            found.append(Candidate(variant, target.ingredient(variant), target.portable, skip, remedy))
+            ahead = bool(skip) and target.ahead(recipe.engine.options())
+            found.append(Candidate(variant, target.ingredient(variant), target.portable, skip, remedy, ahead))
     return found
 
 
 def ingredients(found: Sequence[Candidate]) -> set[str]:
     """The exports to make: what runs here, and the portable ONNX files that targets elsewhere take."""
-    return {c.ingredient for c in found if not c.skip or c.ingredient in PORTABLE_FILES}
+    return {c.ingredient for c in found if not c.skip or c.ahead or c.ingredient in PORTABLE_FILES}
 
 
 def points_of(signature: Signature, points: Sequence[str]) -> list[dict[str, int]]:

@@ -239,6 +239,8 @@ class Engine(Section):
     """How TensorRT's builder builds engines; what the installed version lacks is refused. Nothing set: as it does.
 
     Attributes:
+        gpus: Compute capabilities to build for without having them (``8.9``), which TensorRT for RTX can; none: this
+            machine's GPU.
         level: Optimization level: higher takes longer to build.
         workspace_bytes: Most scratch memory that a layer may ask for.
         sparse_weights: Use kernels for weights that are 2:4 sparse.
@@ -250,6 +252,7 @@ class Engine(Section):
         memory_bytes: A build that holds more is ended.
     """
 
+    gpus: tuple[Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")], ...] = ()
     level: Annotated[Int, Field(ge=0, le=5)] | None = None
     workspace_bytes: Count | None = None
     sparse_weights: Bool = False
@@ -262,7 +265,10 @@ class Engine(Section):
 
     def options(self) -> dict[str, Any]:
         """Those that are set, by the names of `exporter.targets.tensorrt_builder.EngineOptions`."""
-        return self.model_dump(exclude_defaults=True)
+        found = self.model_dump(exclude_defaults=True)
+        if gpus := found.pop("gpus", ()):
+            found["compute_capabilities"] = tuple(f"SM{gpu.replace('.', '')}" for gpu in gpus)
+        return found
 
 
 def parse_point(point: str) -> tuple[int, int | None]:

@@ -183,6 +183,17 @@ class Target(ABC):
         """Which export a variant is made from: ``<format>-<precision>[-<form>]``, as ``onnx-fp16``."""
         return "-".join(part for part in (self.consumes, variant.precision, variant.form) if part)
 
+    def ahead(self, options: Mapping[str, Any]) -> bool:
+        """Whether engines can be built here though they cannot run here, with these options of the builder."""
+        return False
+
+    def check(self, artifact: Artifact, trusted_digests: frozenset[str]) -> None:  # noqa: B027 - portable targets have none
+        """Refuse an engine that is not whole, does not fit this machine or is not trusted; nothing of it is loaded.
+
+        Raises:
+            RequestError: Says what differs and what would mend it.
+        """
+
     def depends_on(self, variant: Variant, how: BuildHow) -> dict[str, Any]:
         """What of `how` the engine depends on, as plain data; by default nothing."""
         return {}

@@ -235,6 +235,9 @@ class InductorCpu(Target):
         shutil.rmtree(folder / "inductor-cache", ignore_errors=True)
         return [package, write_sheet(package, fingerprint())]
 
+    def check(self, artifact: Artifact, trusted_digests: frozenset[str]) -> None:
+        check_engine(artifact.path, trusted_digests)
+
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:

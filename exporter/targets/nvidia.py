@@ -16,6 +16,8 @@ from exporter.targets.packages import installed_version
 
 DRIVER = "a machine with an NVIDIA GPU and its driver (nvidia-smi shows both; a container has to be given the GPU)"
 
+TORCH_WITH_CUDA = "Install a CUDA build of torch (docs/nvidia.md says where from)"
+
 
 def has_driver() -> bool:
     """Whether NVIDIA's driver library is on this machine. Nothing is loaded."""
@@ -47,9 +49,15 @@ class NvidiaTarget(Target):
     install: ClassVar[str]
     """How to get it."""
 
-    def lacks(self) -> tuple[str, str]:
-        """What else is missing beside the package, and how to get it; two empty strings: nothing."""
-        return "", ""
+    def lacks(self) -> list[tuple[str, str]]:
+        """What else is missing beside driver and package, each with how to get it."""
+        return []
+
+    def without_cuda(self) -> list[tuple[str, str]]:
+        """What to say where torch, which holds the memory on the device, has no CUDA."""
+        if torch_cuda() or installed_version("torch") is None:
+            return []
+        return [("torch was built without CUDA", TORCH_WITH_CUDA)]
 
     def require(self) -> None:
         """Refuse to build or open where something is missing.
@@ -68,9 +76,7 @@ class NvidiaTarget(Target):
             found.append(("there is no NVIDIA driver on this machine", f"Run on {DRIVER}"))
         if installed_version(*self.packages) is None:
             found.append((f"{self.packages[0]} is not installed", self.install))
-        elif (lacking := self.lacks())[0]:
-            found.append(lacking)
-        return found
+        return [*found, *self.lacks()]
 
     def availability(self, variant: Variant | None = None) -> Availability:
         """Whether nothing is `missing`; all that is, told at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,10 +11,13 @@ from exporter.hardware import gpu
 from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
 from exporter.targets.engines import sheet_of
 from exporter.targets.nvidia import NvidiaTarget
+from exporter.targets.packages import installed_version
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, EngineOptions, build_engine, profiles_of
 from exporter.targets.tensorrt_engine import PACKAGES, check_engine, write_engine_sheet
 
 PLAN = "model.plan"
+GPUS = "compute_capabilities"
+"""The option that names GPUs to build for."""
 RTX_GPUS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT for RTX 1.7 runs on, as its error for 9.0 (H100) lists them, with all above."""
 
@@ -33,15 +37,26 @@ class TensorRtTarget(NvidiaTarget):
         return f"{ingredient}-tensorrt" if variant.precision == "int8" else ingredient
 
     def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
-        self.require()
+        if not self.ahead(how.options):
+            self.require()
         plan = folder / PLAN
-        profiles, options = profiles_of(artifact.signature, how.points), EngineOptions(**how.options)
+        profiles, options = profiles_of(artifact.signature, how.points), EngineOptions(**self.known(how.options))
         built = build_engine(artifact.path, plan, module=self.module, profiles=profiles, options=options)
         files = [artifact.path, *sorted(artifact.path.parent.glob(f"{artifact.path.name}_data*"))]
         return [plan, write_engine_sheet(built, self.module, files, profiles, options)]
 
+    def known(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that are for this library: the GPUs that are named are TensorRT for RTX's."""
+        return {name: value for name, value in options.items() if self.module == RTX or name != GPUS}
+
+    def lacks(self) -> list[tuple[str, str]]:
+        return self.without_cuda()
+
+    def check(self, artifact: Artifact, trusted_digests: frozenset[str]) -> None:
+        check_engine(artifact.path, trusted_digests)
+
     def depends_on(self, variant: Variant, how: BuildHow) -> dict[str, Any]:
-        return {"points": [dict(point) for point in how.points], "options": dict(how.options)}
+        return {"points": [dict(point) for point in how.points], "options": self.known(how.options)}
 
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
@@ -61,7 +76,7 @@ class TensorRt(TensorRtTarget):
     name = "tensorrt"
     module = TENSORRT
     packages = PACKAGES[TENSORRT]
-    install = "`pip install tensorrt`, from NVIDIA's package index (docs/nvidia.md)"
+    install = "pip install --extra-index-url https://pypi.nvidia.com tensorrt-cu13"
 
 
 @register_target
@@ -73,10 +88,15 @@ class TensorRtRtx(TensorRtTarget):
     packages = PACKAGES[RTX]
     install = "pip install 'planish[rtx]'"
 
-    def lacks(self) -> tuple[str, str]:
-        """A GPU that it runs on: it builds engines beside any other, and loads none."""
+    def lacks(self) -> list[tuple[str, str]]:
+        """Also a GPU that it runs on: it builds engines beside any other, and loads none."""
         devices = gpu()["devices"]
         found = devices[0].get("compute_capability") if devices else None
+        lacking = super().lacks()
         if found is not None and found not in RTX_GPUS and float(found) < float(RTX_GPUS[-1]):
-            return f"TensorRT for RTX does not run on GPUs of compute capability {found}", "Use the target tensorrt"
-        return "", ""
+            what = f"TensorRT for RTX does not run on GPUs of compute capability {found}"
+            lacking.append((what, "Use the target tensorrt"))
+        return lacking
+
+    def ahead(self, options: Mapping[str, Any]) -> bool:
+        return bool(options.get(GPUS)) and installed_version(*self.packages) is not None

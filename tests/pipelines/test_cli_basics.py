@@ -300,19 +300,19 @@ def test_doctor_names_all_that_a_target_lacks_and_tells_once_what_several_lack(
     planish: Planish, document: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three of NVIDIA's targets want the driver and a package, the fourth has its package: which ones is pretended."""
-    from exporter.targets import inductor_cuda, nvidia
+    from exporter.targets import nvidia
 
     rtx = get_target("tensorrt-rtx").packages
     monkeypatch.setattr(nvidia, "has_driver", lambda: False)
     monkeypatch.setattr(nvidia, "installed_version", lambda *names: {rtx: "1.7", ("torch",): "2.13"}.get(names))
-    monkeypatch.setattr(inductor_cuda, "torch_cuda", lambda: None)
+    monkeypatch.setattr(nvidia, "torch_cuda", lambda: None)
     lacking = {target["name"]: target["missing"] for target in document("doctor")["targets"]}
     driver = "there is no NVIDIA driver on this machine"
     assert [[one["what"] for one in lacking[name]] for name in NVIDIA] == [
         [driver, "torch was built without CUDA"],
         [driver, "onnxruntime-gpu is not installed"],
-        [driver, "tensorrt is not installed"],
-        [driver],
+        [driver, "tensorrt is not installed", "torch was built without CUDA"],
+        [driver, "torch was built without CUDA"],
     ]
     _, out, _ = planish("doctor")
     rows = out.partition("\nTargets\n")[2].partition("\n\n")[0]

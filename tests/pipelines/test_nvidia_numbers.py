@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from exporter.artifact import Variant
+from exporter.digests import file_digest
 from exporter.targets import get_target
 from exporter.targets.nvidia import has_driver
 from pipelines.judging import Judged
@@ -181,3 +182,36 @@ def test_calibration_data_that_is_not_there(model_folder: Folders, cache: Path, 
     assert done.returncode == 2
     assert "nowhere.jsonl" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@without_driver
+def test_engines_for_gpus_that_are_not_here_are_built_ahead(model_folder: Folders, cache: Path, tmp_path: Path) -> None:
+    """By the real TensorRT for RTX; what it is that they compute is looked at in the graphs that they are built from."""
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path / "out"
+    asked = (
+        "targets=[onnxruntime-cpu, tensorrt-rtx]",
+        "precisions=[fp32, fp16]",
+        'engine.gpus=["8.9", "12.0"]',
+        "latency.points=[1x8, 4x16]",
+        "latency.baselines=[]",
+    )
+    done = export(model_folder("bert"), out, cache, *asked)
+    assert done.returncode == 0, done.stderr
+    by_id = {entry["id"]: entry for entry in manifest(out)["variants"]}
+    for name in ("tensorrt-rtx-fp32", "tensorrt-rtx-fp16"):
+        entry = by_id[name]
+        plan, sheet = (f"variants/{name}/{file}" for file in ("model.plan", "fingerprint.json"))
+        assert entry["files"] == [plan, sheet]
+        assert entry["status"] == "skipped"
+        assert "no NVIDIA driver on this machine" in entry["reason"]
+        assert entry["gates"]["parity"]["verdict"] == "passed"
+        built = json.loads((out / sheet).read_text(encoding="utf-8"))
+        assert built["sha256"] == file_digest(out / plan)
+        assert built["fingerprint"]["gpus"] == ["8.9", "12.0"]
+        (profile,) = built["fingerprint"]["profiles"]
+        assert [shapes[1] for shapes in profile.values()] == [[4, 16]] * 3
+    assert (out / "onnx" / "model_fp16.onnx").is_file()
+    refused = export(model_folder("bert"), tmp_path / "other", cache, *asked, "engine.gpus=[9.0]")
+    assert refused.returncode == 2

@@ -6,7 +6,7 @@ import pytest
 
 from exporter.artifact import Artifact, InputContract, Signature, Variant
 from exporter.errors import EnvironmentLackError
-from exporter.targets import get_target, inductor_cuda, nvidia, tensorrt
+from exporter.targets import get_target, nvidia, tensorrt
 
 NAMES = ("onnxruntime-cuda", "inductor-cuda", "tensorrt", "tensorrt-rtx")
 
@@ -14,7 +14,7 @@ NAMES = ("onnxruntime-cuda", "inductor-cuda", "tensorrt", "tensorrt-rtx")
 def pretend(monkeypatch: pytest.MonkeyPatch, *, driver: bool, installed: str | None, capability: str = "8.9") -> None:
     monkeypatch.setattr(nvidia, "has_driver", lambda: driver)
     monkeypatch.setattr(nvidia, "installed_version", lambda *packages: installed)
-    monkeypatch.setattr(inductor_cuda, "torch_cuda", lambda: "13.0")
+    monkeypatch.setattr(nvidia, "torch_cuda", lambda: "13.0")
     devices = [{"name": "pretended", "compute_capability": capability}] if driver else []
     monkeypatch.setattr(tensorrt, "gpu", lambda: {"devices": devices})
 
@@ -38,7 +38,7 @@ def test_each_says_all_that_is_missing_and_how_to_get_it(
 
 def test_a_torch_without_cuda_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, driver=True, installed="2.13.0")
-    monkeypatch.setattr(inductor_cuda, "torch_cuda", lambda: None)
+    monkeypatch.setattr(nvidia, "torch_cuda", lambda: None)
     state = get_target("inductor-cuda").availability()
     assert not state.available
     assert state.reason == "torch was built without CUDA"

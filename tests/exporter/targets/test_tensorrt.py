@@ -15,9 +15,9 @@ from exporter.digests import file_digest
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets import get_target, tensorrt, tensorrt_engine, tensorrt_session
 from exporter.targets.base import Availability
-from exporter.targets.engines import FINGERPRINT
+from exporter.targets.engines import FINGERPRINT, sheet_of
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, BuiltEngine, EngineOptions, profiles_of
-from exporter.targets.tensorrt_engine import engine_fingerprint, engine_options, misfits, this_machine
+from exporter.targets.tensorrt_engine import engine_fingerprint, misfits, this_machine
 from tests.exporter.targets import fake_tensorrt
 from tests.exporter.targets.fake_cuda import FakeCuda
 
@@ -114,7 +114,7 @@ def test_a_version_compatible_engine_may_run_its_host_code_in_the_fake_library(
     monkeypatch.setattr(tensorrt, "EngineOptions", lambda: EngineOptions(version_compatible=True))
     target, variant = get_target("tensorrt"), Variant("tensorrt", "fp16")
     plan, _ = target.build(graph, variant, tmp_path)
-    assert engine_options(plan) == {"version_compatible": True}
+    assert sheet_of(plan)["options"] == {"version_compatible": True}
     engine = Artifact(plan, "onnx", SIGNATURE, InputContract())
     session = target.open(engine, variant, threads=1, trusted_digests=frozenset([file_digest(plan)]))
     x = np.ones((1, 2), np.float32)
