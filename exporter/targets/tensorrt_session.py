@@ -11,6 +11,23 @@ from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets.base import Array
 from exporter.targets.cuda import Cuda, CudaBinding, CudaSession
 
+TYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "int32": "INT32",
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+}
+"""TensorRT's names of element types, by NumPy's."""
+
+
+def _enumerator(value: Any) -> str:
+    """``"FLOAT"`` of ``DataType.FLOAT``."""
+    return str(value).rpartition(".")[2]
+
 
 class TensorRtSession(CudaSession):
     """An engine that has been checked (`exporter.targets.tensorrt_engine.check_engine`), opened.
@@ -52,14 +69,21 @@ class TensorRtSession(CudaSession):
         return _Executor(self._trt, self._engine, self._log, self.device, self.artifact.signature)
 
     def _check_tensors(self) -> None:
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        signature = self.artifact.signature
-        wanted = {spec.name for spec in (*signature.inputs, *signature.outputs)}
-        if set(names) != wanted:
-            odd = sorted(set(names) ^ wanted)
-            raise RequestError(
-                "the engine's tensors are not those of the signature", ", ".join(odd), "Build the engine again"
-            )
+        """Names, types and directions: an engine that reads another type than it is given reads beyond its buffer."""
+        engine, signature = self._engine, self.artifact.signature
+        found = {}
+        for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
+            mode = "input" if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT else "output"
+            found[name] = (mode, _enumerator(engine.get_tensor_dtype(name)))
+            if engine.is_shape_inference_io(name):  # its values would have to be in the host's memory
+                what = "the engine has a tensor whose values are shapes, which Planish does not run"
+                raise RequestError(what, name, "Make the model's shapes depend on its inputs' shapes alone")
+        wanted = {spec.name: ("input", TYPES.get(spec.dtype, spec.dtype)) for spec in signature.inputs}
+        wanted |= {spec.name: ("output", TYPES.get(spec.dtype, spec.dtype)) for spec in signature.outputs}
+        if found != wanted:
+            odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+            told = ", ".join(f"{name} ({' '.join(found.get(name, ('is not there',)))})" for name in odd)
+            raise RequestError("the engine's tensors are not those of the signature", told, "Build the engine again")
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self._shared(inputs)
@@ -91,10 +115,11 @@ class _Executor:
         self._nothing = device.empty((1,), "uint8")
         self._contexts: dict[int, Any] = {}
         self._allocators: dict[int, dict[str, Any]] = {}
+        self._profiles = self._ranges()
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        profile = choose_profile(self._ranges(), shapes)
+        profile = choose_profile(self._profiles, shapes)
         with self._device.beside() as stream:
             context = self._context(profile, stream)
             for name, tensor in inputs.items():

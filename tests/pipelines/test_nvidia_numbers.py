@@ -187,7 +187,7 @@ def test_calibration_data_that_is_not_there(model_folder: Folders, cache: Path, 
 @pytest.mark.slow
 @without_driver
 def test_engines_for_gpus_that_are_not_here_are_built_ahead(model_folder: Folders, cache: Path, tmp_path: Path) -> None:
-    """By the real TensorRT for RTX; what it is that they compute is looked at in the graphs that they are built from."""
+    """By the real TensorRT for RTX; their numbers are looked at in the graphs that they are built from."""
     pytest.importorskip("tensorrt_rtx")
     out = tmp_path / "out"
     asked = (

@@ -60,7 +60,7 @@ def plan(
         outputs: The same; a dimension that no input has depends on the values.
         profiles: By input, the smallest, the usual and the largest shape.
         more: ``host_code``: it brings code for the host; ``fails``: it cannot be run, for that reason; ``contexts``:
-            most execution contexts that it makes.
+            most execution contexts that it makes; ``shape_inputs``: inputs whose values are shapes.
     """
     content = {"kernel": kernel, "inputs": inputs, "outputs": outputs, "profiles": profiles, **more}
     return json.dumps(content).encode()
@@ -112,6 +112,19 @@ class FakeDims:
         return self._shape[index]
 
 
+class FakeMode(enum.Enum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+class FakeDataType(enum.Enum):
+    FLOAT = "float32"
+    HALF = "float16"
+    INT64 = "int64"
+    INT32 = "int32"
+    BOOL = "bool"
+
+
 class FakeRuntime:
     def __init__(self, logger: FakeLogger) -> None:
         assert isinstance(logger, FakeLogger)
@@ -153,6 +166,15 @@ class FakeEngine:
 
     def get_tensor_name(self, index: int) -> str:
         return [*self._content["inputs"], *self._content["outputs"]][index]
+
+    def get_tensor_mode(self, name: str) -> FakeMode:
+        return FakeMode.INPUT if name in self._content["inputs"] else FakeMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> FakeDataType:
+        return FakeDataType({**self._content["inputs"], **self._content["outputs"]}[name][0])
+
+    def is_shape_inference_io(self, name: str) -> bool:
+        return name in self._content.get("shape_inputs", ())
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[FakeDims]:
         return [FakeDims(shape) for shape in self._content["profiles"][profile_index][name]]
@@ -282,7 +304,9 @@ CLASSES: dict[str, type] = {
     "ILogger": FakeLogger,
     "IOutputAllocator": FakeOutputAllocator,
     "Runtime": FakeRuntime,
+    "DataType": FakeDataType,
     "Severity": FakeSeverity,
+    "TensorIOMode": FakeMode,
 }
 """By the name of what each stands for."""
 

@@ -173,9 +173,20 @@ def test_host_code_of_a_fake_engine_is_allowed_where_it_is_version_compatible_on
 @pytest.mark.parametrize(
     ("signature", "told"),
     [
-        (Signature((X,), (Y,), AXES), "total"),
-        (Signature((X,), (*AFFINE.outputs, TensorSpec("more", "float32", ("batch",))), AXES), "more"),
-        (Signature((TensorSpec("z", "float32", ("batch", 2)),), AFFINE.outputs, AXES), "x, z"),
+        (Signature((X,), (Y,), AXES), "total (output FLOAT)"),
+        (
+            Signature((X,), (*AFFINE.outputs, TensorSpec("more", "float32", ("batch",))), AXES),
+            "more (is not there)",
+        ),
+        (
+            Signature((TensorSpec("z", "float32", ("batch", 2)),), AFFINE.outputs, AXES),
+            "x (input FLOAT), z (is not there)",
+        ),
+        (
+            Signature((TensorSpec("x", "float16", ("batch", 2)),), AFFINE.outputs, AXES),
+            "x (input FLOAT)",
+        ),
+        (Signature((X, *AFFINE.outputs[1:]), (Y,), AXES), "total (output FLOAT)"),
     ],
 )
 def test_a_fake_engine_with_other_tensors_than_the_signature_is_refused(
@@ -184,6 +195,11 @@ def test_a_fake_engine_with_other_tensors_than_the_signature_is_refused(
     with pytest.raises(RequestError, match="not those of the signature") as caught:
         opened(tmp_path, signature, plan_of(AFFINE, "affine"))
     assert caught.value.value == told
+
+
+def test_a_fake_engine_whose_input_holds_shapes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="values are shapes"):
+        opened(tmp_path, AFFINE, plan_of(AFFINE, "affine", shape_inputs=["x"]))
 
 
 def test_a_fake_engine_that_does_not_run_is_an_error_with_the_words_of_the_library(tmp_path: Path) -> None:
