@@ -177,8 +177,8 @@ def _variant(
     bundle: Bundle, entry: VariantEntry, digests: frozenset[str], threads: int, log: Path, progress: Progress
 ) -> dict[str, Any]:
     state = get_target(entry.target).availability(entry.variant)
-    before = entry.status
-    if before != "passed" and not (before == "skipped" and entry.files and state.available):
+    was = {} if entry.status == "passed" else {"before": entry.status}
+    if was and not (entry.status == "skipped" and entry.files and state.available):
         why = f": {entry.reason}" if entry.reason else ""
         return {"status": "skipped", "reason": f"it was {entry.status} when the bundle was made{why}", "gates": {}}
     if not entry.files:
@@ -205,12 +205,11 @@ def _variant(
                 on_line=progress.update,
             ).value
     except PlanishError as error:
-        return {"status": "failed", "reason": str(error), "gates": {}}
+        return {**was, "status": "failed", "reason": str(error), "gates": {}}
     gates = {"parity": record["parity"], "quality": record["quality"]}
     status = worst_verdict(gate["verdict"] for gate in gates.values())
     told = [f"{name}: {gate['reason']}" for name, gate in gates.items() if gate["verdict"] == status]
-    found = {"status": status, "reason": "; ".join(told), "gates": gates, "executed": record["executed"]}
-    return found if before == "passed" else {**found, "before": before}
+    return {**was, "status": status, "reason": "; ".join(told), "gates": gates, "executed": record["executed"]}
 
 
 def _refusal(entry: VariantEntry, artifact: Artifact, digests: frozenset[str]) -> str:

@@ -228,6 +228,27 @@ def test_a_resealed_bundle_with_another_model_fails_parity(copy: Path, here: Pla
     assert found[f"{ORT}-fused"]["status"] == "passed"
 
 
+def test_what_could_not_run_where_the_bundle_was_made_is_judged_where_it_can(copy: Path, here: Planish) -> None:
+    """As one for a GPU on a machine with one; here one for the processor stands for it. It cannot fail the bundle."""
+    fused = f"{ORT}-fused"
+
+    def skip(data: dict[str, Any]) -> None:
+        entry = next(entry for entry in data["variants"] if entry["id"] == fused)
+        entry.update(status="skipped", reason="there was no such device", executed=None)
+
+    reseal(copy, skip)
+    status, out, _ = here("verify", copy, "--no-latency", "--json", "--quiet")
+    found = json.loads(out)["variants"][fused]
+    assert (status, found["status"], found["before"]) == (0, "passed", "skipped")
+    assert found["gates"]["parity"]["cases"], "nothing was compared"
+    assert found["executed"]["provider"] == "CPUExecutionProvider"
+    path = copy / "variants" / fused / "model_fused.onnx"
+    os.truncate(path, path.stat().st_size // 2)
+    reseal(copy)
+    status, out, _ = here("verify", copy, "--no-latency", "--json", "--quiet")
+    assert (status, json.loads(out)["variants"][fused]["status"]) == (0, "failed")
+
+
 def test_a_resealed_bundle_with_a_broken_graph_fails(copy: Path, here: Planish) -> None:
     path = copy / "onnx" / "model.onnx"
     os.truncate(path, path.stat().st_size // 2)
