@@ -356,7 +356,7 @@ def _halves(fp32: Path, raw: Any, samples: list[Any]) -> dict[str, str]:
 
 
 def _quantized(fp32: Path, samples: list[Any]) -> dict[str, str]:
-    """What TensorRT takes: INT8, smoothed, and FP8. Learned from random token ids, so only their speed means something."""
+    """What TensorRT takes: INT8, smoothed, and FP8. Learned from random token ids: only their speed means anything."""
     from calibration.collect import collect
     from calibration.quantize.products import observed
     from calibration.quantize.qdq import SCHEMES, quantize_static
