@@ -39,8 +39,6 @@ from pipelines.trust import remember_engine
 TARGETS, PLAN = ("tensorrt-rtx", "tensorrt"), "model.plan"
 GPUS = ("SM89", "SM120")
 """Ada and Blackwell: one generation with FP8 that many have, and the newest."""
-PRODUCTS = ("gemm", "correlation")
-"""Kinds of layers that are matrix products and convolutions."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Preflight:
         seconds: What the builder took.
         bytes: Size of the engine.
         layers: Its layers, by kind.
-        products: Its matrix products and convolutions, by the type of their first input (TensorRT's name).
+        products: Its layers with a matrix product or a convolution, by the type that these multiply (TensorRT's name).
         warnings: The builder's.
         engine: Where the engine was kept; ``None`` where none was to be.
     """
@@ -235,7 +233,6 @@ def _try(
 
 
 def _passed(built: BuiltEngine, variant: str, name: str, gpu: str) -> Preflight:
-    products = [layer for layer in built.layers if layer.kind in PRODUCTS and layer.inputs]
     return Preflight(
         variant,
         name,
@@ -244,6 +241,6 @@ def _passed(built: BuiltEngine, variant: str, name: str, gpu: str) -> Preflight:
         seconds=built.seconds,
         bytes=built.bytes,
         layers=dict(Counter(layer.kind for layer in built.layers).most_common()),
-        products=dict(Counter(layer.inputs[0] for layer in products).most_common()),
+        products=dict(Counter(layer.product for layer in built.layers if layer.product is not None).most_common()),
         warnings=built.warnings,
     )
