@@ -27,8 +27,8 @@ HINTS = {
         "TensorRT"
     ),
     ("Attention operation was not supported",): (
-        "It runs the Attention operator in a kernel of its own or not at all, and has none for these types and sizes: "
-        "export with export.opset=20, which writes attention as matrix products that it fuses itself"
+        "It has a kernel for the whole operator or none at all: write the file with operators older than 23, as "
+        "export.opset=20 does, in which attention is matrix products that it fuses itself"
     ),
     ("but must match",): "The shapes do not fit: check the file with onnx.checker and shape inference",
 }
