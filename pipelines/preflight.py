@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,6 @@ from pipelines.trust import remember_engine
 TARGETS, PLAN = ("tensorrt-rtx", "tensorrt"), "model.plan"
 GPUS = ("SM89", "SM120")
 """Ada and Blackwell: one generation with FP8 that many have, and the newest."""
-PRODUCTS = ("gemm", "correlation")
-"""Kinds of layers that are matrix products and convolutions."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Preflight:
         seconds: What the builder took.
         bytes: Size of the engine.
         layers: Its layers, by kind.
-        products: Its matrix products and convolutions, by the type of their first input (TensorRT's name).
+        products: Its layers with a matrix product or a convolution, by the type that these multiply (TensorRT's name).
         warnings: The builder's.
         engine: Where the engine was kept; ``None`` where none was to be.
     """
@@ -123,7 +122,18 @@ def preflight(
                 say(f"{entry.id} for {gpu}")
                 place = made / _folder(entry.id, gpu)
                 place.mkdir(parents=True)
-                found.append(_try(bundle, entry, gpu, profiles, place, keep=out is not None, say=say))
+                found.append(
+                    build_file(
+                        bundle.files_of(entry),
+                        gpu,
+                        profiles,
+                        place,
+                        variant=entry.id,
+                        name=entry.files[0],
+                        keep=out is not None,
+                        say=partial(_say, say, f"{entry.id} for {gpu}"),
+                    )
+                )
                 if out is None or not found[-1].ok:
                     shutil.rmtree(place)
         if out is None or not any(one.ok for one in found):
@@ -140,6 +150,10 @@ def preflight(
         if one.engine is not None:
             remember_engine(file_digest(one.engine))
     return found
+
+
+def _say(say: Callable[[str], None], what: str, text: str) -> None:
+    say(f"{what}: {text}")
 
 
 def capability(text: str) -> str:
@@ -184,27 +198,37 @@ def _check(bundle: Bundle, entries: Sequence[VariantEntry]) -> None:
     refuse(changed_files(bundle.path, names, bundle.manifest.files))
 
 
-def _try(
-    bundle: Bundle,
-    entry: VariantEntry,
+def build_file(
+    files: Sequence[Path],
     gpu: str,
     profiles: Sequence[Shapes],
     place: Path,
     *,
-    keep: bool,
-    say: Callable[[str], None],
+    variant: str,
+    name: str,
+    keep: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Preflight:
+    """Build one file for one GPU.
+
+    Args:
+        files: The ONNX file and those of its weights.
+        gpu: Compute capability, as ``SM89``.
+        profiles: The engine's optimization profiles.
+        place: A folder for the engine.
+        variant: What the file is for.
+        name: What the file is called in the answer.
+        keep: Write the engine's fingerprint beside it.
+        say: Called with what the builder does.
+
+    Raises:
+        RequestError: The builder does not know the GPU.
+        EnvironmentLackError: TensorRT for RTX is not installed.
+    """
     options = EngineOptions(compute_capabilities=(gpu,))
-    files = bundle.files_of(entry)
+    plan = place / PLAN
     try:
-        built = build_engine(
-            files[0],
-            place / PLAN,
-            module=RTX,
-            profiles=profiles,
-            options=options,
-            on_progress=lambda text: say(f"{entry.id} for {gpu}: {text}"),
-        )
+        built = build_engine(files[0], plan, module=RTX, profiles=profiles, options=options, on_progress=say)
     except OptionError as error:
         raise RequestError(
             "TensorRT for RTX does not build for this GPU", error.value, "Name another with --gpu"
@@ -212,14 +236,13 @@ def _try(
     except (RequestError, InternalError) as error:
         value = "" if error.value is None else f": {error.value}"
         reason, crashed = f"{error.what}{value}", isinstance(error, InternalError)
-        return Preflight(entry.id, entry.files[0], gpu, False, crashed, reason, error.remedy or "")
+        return Preflight(variant, name, gpu, False, crashed, reason, error.remedy or "")
     if keep:
         write_engine_sheet(built, RTX, files, profiles, options)
-    return _passed(built, entry.id, entry.files[0], gpu)
+    return _passed(built, variant, name, gpu)
 
 
 def _passed(built: BuiltEngine, variant: str, name: str, gpu: str) -> Preflight:
-    products = [layer for layer in built.layers if layer.kind in PRODUCTS and layer.inputs]
     return Preflight(
         variant,
         name,
@@ -228,6 +251,6 @@ def _passed(built: BuiltEngine, variant: str, name: str, gpu: str) -> Preflight:
         seconds=built.seconds,
         bytes=built.bytes,
         layers=dict(Counter(layer.kind for layer in built.layers).most_common()),
-        products=dict(Counter(layer.inputs[0] for layer in products).most_common()),
+        products=dict(Counter(layer.product for layer in built.layers if layer.product is not None).most_common()),
         warnings=built.warnings,
     )

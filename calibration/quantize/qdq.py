@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from calibration.observers import Method, choose_range
+from calibration.quantize.packed import write_apart
 from calibration.quantize.products import (
     Kept,
     is_activation,
@@ -106,6 +107,7 @@ def quantize_static(
     writer = _Writer(model, table, scheme)
     kept: list[Kept] = []
     quantized: list[dict[str, Any]] = []
+    done: list[ir.Node] = []
     for node in found:
         if node.name in keep:
             kept.append(Kept(str(node.name), node.op_type, "asked", "asked for by name"))
@@ -113,7 +115,10 @@ def quantize_static(
             kept.append(refused)
         else:
             quantized.append(writer.quantize(node))
+            done.append(node)
     refuse_nothing(quantized, kept, path_in)
+    if scheme.activations != "uint8":
+        write_apart(model, done)
     stored, floats = quantize_tables(model, keep=keep) if scheme.tables else ([], [])
     save_quantized(model, path_out, external_data)
     return {

@@ -1,4 +1,4 @@
-"""Building TensorRT engines: what is asked of the builder, the process that it runs in, and its errors in words.
+"""Building TensorRT engines: what is asked of the builder, and the process that it runs in.
 
 One builder serves ``tensorrt`` 10 and 11 and ``tensorrt_rtx``: graphs are strongly typed on all of them, so precision
 is what the ONNX file says. TensorRT for RTX builds for GPUs that are named (`EngineOptions.compute_capabilities`) and
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,21 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifact import Signature
-from exporter.errors import EnvironmentLackError, InternalError, NoSpaceError, PlanishError, RequestError
+from exporter.errors import EnvironmentLackError, RequestError
 from exporter.hardware import gpu
 from exporter.targets import tensorrt_child
+from exporter.targets.tensorrt_errors import RTX, TENSORRT, OptionError, crashed, explain
 
-RTX, TENSORRT = "tensorrt_rtx", "tensorrt"
 FAR_APART = 16
 """Operating points whose work (the product of their axes) differs by more than this have profiles of their own."""
+PRODUCTS, ATTENTION = ("gemm", "correlation"), "_gemm_mha"
+"""Kinds of layers that are matrix products and convolutions alone, and how the name of a fused attention begins."""
+WIDE = ("Float", "Half", "BFloat16")
 POLL_SECONDS = 0.2
 HIGHEST_LEVEL = 5
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """By input: the smallest, the usual and the largest shape."""
-
-
-class OptionError(RequestError):
-    """An option that the installed version lacks (exit status 2)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class EngineOptions:
         refit: Weights can be replaced afterwards.
         strip_weights: The engine carries no weights; it is refitted with them when it is opened.
         weight_streaming: Weights may stay in host memory.
-        timing_cache: The file of timings, which is read and written; ``None``: none is kept.
+        timing_cache: The folder of timings, which are read and added to: a file for each module, version and GPU
+            (`tensorrt_child.timings_name`). TensorRT for RTX writes files without any in them. ``None``: none are kept.
         timeout_s: A build that takes longer is ended.
         memory_bytes: A build that holds more (resident) is ended; ``None``: no limit.
     """
@@ -100,6 +99,20 @@ class EngineLayer:
     name: str
     kind: str
     inputs: tuple[str, ...]
+
+    @property
+    def product(self) -> str | None:
+        """The type that is multiplied, where the layer is a matrix product, a convolution or a whole attention.
+
+        A product that is fused with what follows is called ``__myl_FcAdd…``; one that is fused with what comes before,
+        as ``__myl_CastMulFc``, restores its input first and multiplies the wider type.
+        """
+        fused = self.kind == "runtime_fusion"
+        if not self.inputs or not (fused or self.kind in PRODUCTS or self.name.startswith(ATTENTION)):
+            return None
+        if fused and not self.name.startswith("__myl_Fc"):
+            return next((wide for wide in WIDE if wide in self.inputs), self.inputs[0])
+        return self.inputs[0]
 
 
 @dataclass(frozen=True)
@@ -201,8 +214,10 @@ def build_engine(
     with tempfile.TemporaryDirectory(prefix=".planish-engine-") as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         asked = {"parent": os.getpid(), "module": module, "onnx": str(onnx), "plan": str(plan), "profiles": profiles}
-        request.write_text(json.dumps({**asked, "options": options.to_dict()}), encoding="utf-8")
-        command = [sys.executable, "-P", tensorrt_child.__file__, str(request), str(answer)]
+        gpus = options.compute_capabilities or [device["name"] for device in gpu()["devices"][:1] if device.get("name")]
+        request.write_text(json.dumps({**asked, "gpus": gpus, "options": options.to_dict()}), encoding="utf-8")
+        # The last line that it prints says why it crashed: TensorRT for RTX warns whenever timings are touched.
+        command = [sys.executable, "-P", "-W", "ignore", tensorrt_child.__file__, str(request), str(answer)]
         with (Path(folder) / "errors.txt").open("w+b") as errors:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
             try:
@@ -211,7 +226,7 @@ def build_engine(
                 _end(process)
             if process.returncode or not answer.is_file():
                 errors.seek(0)
-                raise _crashed(onnx, process.returncode, errors.read().decode(errors="replace"))
+                raise crashed(onnx, process.returncode, errors.read().decode(errors="replace"))
         told = json.loads(answer.read_text(encoding="utf-8"))
     if "errors" in told:
         raise explain(told, module, onnx)
@@ -281,65 +296,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
 
 
-def _crashed(onnx: Path, returncode: int, errors: str) -> PlanishError:
-    lines = [line for line in errors.splitlines() if line.strip()]
-    if returncode == tensorrt_child.DISK_FULL:
-        return NoSpaceError("no space is left to write the engine", onnx.name, "Free some disk space")
-    how = f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
-    return InternalError(
-        "TensorRT's builder ended without an answer",
-        f"{onnx.name}: {how}{': ' + lines[-1].strip()[:300] if lines else ''}",
-        "The other targets are not affected; a smaller shape envelope or another version may help",
-    )
-
-
-HINTS = {
-    ("must have same input types", "must be of the same type"): (
-        "TensorRT takes types as they stand: let Planish lower the graph, or add a Cast there"
-    ),
-    (
-        "shiftIsAllZeros",
-    ): "It rounds symmetrically only: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)",
-    ("DynamicQuantizeLinear", "MatMulInteger"): (
-        "It has no such operator: use the int8 form made for TensorRT (model_int8_tensorrt.onnx)"
-    ),
-    ("Plugin not found",): ("It has no such operator: ONNX Runtime's own are for ONNX Runtime; use the portable graph"),
-    ("but must match",): "The shapes do not fit: check the file with onnx.checker and shape inference",
-}
-"""What in the builder's words leads to which advice."""
-
-
-def explain(told: Mapping[str, Any], module: str, onnx: Path) -> PlanishError:
-    """The error of a build that failed, from the child's answer."""
-    first, others = told["errors"][0] if told["errors"] else {"description": "no reason was given"}, len(told["errors"])
-    text = _sentence(str(first["description"]))
-    if told["stage"] == "import":
-        how = "pip install 'planish[rtx]'" if module == RTX else "docs/targets.md says how to install TensorRT"
-        return EnvironmentLackError(f"{module} cannot be imported", text, how)
-    if told["stage"] == "options":
-        names = ", ".join(f"{error['option']} ({error['description']})" for error in told["errors"])
-        what = f"{module} {told['version']} has no such option"
-        return OptionError(what, names, "Ask for another, or use another version of the library")
-    where = onnx.name
-    if first.get("node") or first.get("operator"):
-        where = f"{first.get('operator') or 'node'} {first.get('node', '')!r} of {onnx.name}"
-    more = f" (and {others - 1} more)" if others > 1 else ""
-    what = "TensorRT cannot build the engine"
-    if told["stage"] == "parse":
-        what = "TensorRT refuses a node of the graph" if first.get("node") else "TensorRT cannot read the graph"
-    said = f"{first.get('operator', '')} {first['description']}"
-    advice = next(
-        (hint for marks, hint in HINTS.items() if any(mark in said for mark in marks)),
-        "Check the file with onnx.checker; another version of TensorRT may take it",
-    )
-    return RequestError(what, f"{where}{more}: {text}", advice)
-
-
-def _sentence(description: str) -> str:
-    """The part of the library's message that says something: not what it says of a driver that is not there."""
-    lines = [line.strip() for line in description.splitlines() if line.strip()]
-    telling = [line for line in lines if "checkMacros" not in line and not line.startswith("Invalid Node")]
-    text = (telling or lines or ["no reason was given"])[0]
-    if found := re.search(r"Error Code \d+: [^(]*\((?P<core>.*?)(?:\. In \w+ at [^)]*)?\)$", text):
-        text = found["core"]
-    return re.sub(r"^Assertion failed: (?=\S+: )", "", text).rstrip(". ")[:300]
+__all__ = [
+    "RTX",
+    "TENSORRT",
+    "BuiltEngine",
+    "EngineLayer",
+    "EngineOptions",
+    "OptionError",
+    "Shapes",
+    "build_engine",
+    "explain",
+    "profiles_of",
+]

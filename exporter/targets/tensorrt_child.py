@@ -11,11 +11,15 @@ Beside `exporter.orphans` only the standard library and the TensorRT module are 
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib
 import json
+import os
 import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +56,8 @@ def build(request: Json) -> Json:
         trt = _module(request["module"])
         version = trt.__version__
         log = _logger(trt)
-        return {**_build(trt, log, request), "warnings": log.warnings(), "version": version}
+        built = _build(trt, log, request)
+        return {**built, "warnings": [*log.warnings(), *built["warnings"]], "version": version}
     except Refused as refused:
         return {"stage": refused.stage, "errors": refused.errors, "version": version}
 
@@ -70,18 +75,24 @@ def _build(trt: Any, log: Any, request: Json) -> Json:
         config.add_optimization_profile(_profile(builder, profile))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = _monitor(trt)
-    kept = _set_timing_cache(config, options)
+    kept = timings_file(request, trt.__version__)
+    if kept is not None:
+        with log.unheard():  # what it says of timings that are of no use is no reason for anything
+            give_timings(config, kept)
     start = time.monotonic()
     plan = builder.build_serialized_network(network, config)
     seconds = time.monotonic() - start
     if plan is None:
         raise Refused("build", [{"description": text} for text in log.errors()])
     Path(request["plan"]).write_bytes(memoryview(plan))
+    warnings = []
     if kept is not None:
-        cache = config.get_timing_cache()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(memoryview(cache.serialize()))
-    return {"seconds": seconds, "bytes": plan.nbytes, "layers": layers(log.text())}
+        try:
+            with log.unheard():
+                keep_timings(config, kept)
+        except OSError as failure:  # the engine is there all the same
+            warnings.append(f"The timings were not kept: {failure}")
+    return {"seconds": seconds, "bytes": plan.nbytes, "layers": layers(log.text()), "warnings": warnings}
 
 
 def _module(name: str) -> Any:
@@ -99,9 +110,19 @@ def _logger(trt: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.lines: list[tuple[Any, str]] = []
+            self.hears = True
 
         def log(self, level: Any, message: str) -> None:
-            self.lines.append((level, message))
+            if self.hears:
+                self.lines.append((level, message))
+
+        @contextmanager
+        def unheard(self) -> Iterator[None]:
+            self.hears = False
+            try:
+                yield
+            finally:
+                self.hears = True
 
         def errors(self) -> list[str]:
             return [message for level, message in self.lines if level in bad]
@@ -207,20 +228,64 @@ def _profile(builder: Any, shapes: Json) -> Any:
     return profile
 
 
-def _set_timing_cache(config: Any, options: Json) -> Path | None:
-    """Give the builder the timings of earlier builds, as far as they are of this GPU and version.
+def timings_name(module: str, version: str, gpus: Sequence[str]) -> str:
+    """The file of the timings of one library in one version, for these GPUs: none of another is ever given to it."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([module, version, *sorted(set(gpus))])) + ".timings"
 
-    Returns:
-        Where they are kept; ``None`` where none are.
-    """
-    if not options.get("timing_cache"):
+
+def timings_file(request: Json, version: str) -> Path | None:
+    """Where the timings of a build are kept; ``None`` where none are to be, or it is not known for which GPU."""
+    folder = request["options"].get("timing_cache")
+    if not folder or not request["gpus"]:
         return None
-    place = Path(options["timing_cache"])
-    cache = config.create_timing_cache(place.read_bytes() if place.is_file() else b"")
-    if cache is None:  # damaged, or of another version: begin anew
-        cache = config.create_timing_cache(b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    return place
+    return Path(folder) / timings_name(request["module"], version, request["gpus"])
+
+
+def give_timings(config: Any, place: Path) -> None:
+    """Give the builder the timings of earlier builds; where they are damaged or do not fit, it begins anew."""
+    cache = _timings(config, place)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def keep_timings(config: Any, place: Path) -> None:
+    """Write the timings of a build, and with them those that other builds wrote since it began.
+
+    Whoever reads the file meanwhile gets the old one or the new one, whole.
+    """
+    if (cache := config.get_timing_cache()) is None:
+        return
+    content = bytes(memoryview(cache.serialize()))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(place.with_name(f".{place.name}.lock")):
+        others = _timings(config, place) if place.is_file() else None
+        if others is not None:
+            cache = config.create_timing_cache(content)  # the builder's own is not to be changed
+            if cache is not None and cache.combine(others, ignore_mismatch=False):
+                content = bytes(memoryview(cache.serialize()))
+        part = place.with_name(f".{place.name}.part")
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(place)
+
+
+def _timings(config: Any, place: Path) -> Any:
+    """What a file holds; nothing where it is not there, ``None`` where it is damaged or of another version."""
+    try:
+        content = place.read_bytes()
+    except OSError:
+        content = b""
+    return config.create_timing_cache(content)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """While nobody else holds the lock; it goes with the process that holds it."""
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def layers(text: str) -> list[Json]:

@@ -44,7 +44,7 @@ def nvidia(
 ) -> Path:
     """A bundle with every precision for TensorRT for RTX, and nothing else."""
     out = tmp_path_factory.mktemp("nvidia") / "bundle"
-    asked = ["targets=[onnxruntime-cpu, tensorrt-rtx]", "precisions=[fp32, fp16, bf16, int8]"]
+    asked = ["targets=[onnxruntime-cpu, tensorrt-rtx]", "precisions=[fp32, fp16, bf16, int8, fp8]"]
     done = export(model_folder("bert"), out, cache, *asked, options=["--data", texts])
     assert done.returncode == 0, done.stderr
     return out
@@ -58,17 +58,42 @@ def test_every_file_for_tensorrt_is_built(nvidia: Path, cache: Path) -> None:
     document = json.loads(done.stdout)
     assert document["ok"]
     built = {(engine["variant"], engine["gpu"]): engine for engine in document["engines"]}
-    names = [f"tensorrt-rtx-{end}" for end in ("fp32", "fp16", "bf16", "int8-static-smooth")]
+    names = [f"tensorrt-rtx-{end}" for end in ("fp32", "fp16", "bf16", "int8-static-smooth", "fp8")]
     assert set(built) == {(name, gpu) for name in names for gpu in ("SM89", "SM120")}
     for engine in built.values():
         assert engine["bytes"] > 0
         assert sum(engine["layers"].values()) > 0
-    for name, kind in zip(names, ("Float", "Half", "BFloat16", "Int8"), strict=True):
-        assert set(built[name, "SM89"]["products"]) == {kind}
+    for name, kind in zip(names, ("Float", "Half", "BFloat16", "Int8", "FP8"), strict=True):
+        for gpu in ("SM89", "SM120"):
+            assert set(built[name, gpu]["products"]) == {kind}
     shown = planish("engine", nvidia, "--check", "--gpu", "SM89", cache=cache)
     assert shown.returncode == 0, shown.stderr
     assert "NVIDIA's builder takes every file" in shown.stdout
     assert "SM120" not in shown.stdout
+
+
+@pytest.mark.slow
+@NEEDS_RTX
+def test_gpus_that_lack_a_precision_are_told_with_what_to_take(nvidia: Path, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    done = planish("engine", nvidia, "--out", out, "--gpu", "7.5", "--gpu", "8.6", "--json", cache=cache)
+    assert done.returncode == 1, done.stderr
+    engines = json.loads(done.stdout)["engines"]
+    refused = {(one["file"], one["gpu"]): one for one in engines if not one["ok"]}
+    turing = [f"onnx/model{end}.onnx" for end in ("", "_bf16", "_int8_tensorrt", "_fp8")]
+    assert set(refused) == {*((name, "SM75") for name in turing), ("onnx/model_fp8.onnx", "SM86")}
+    assert not any(one["crashed"] for one in engines)
+    fp8 = refused["onnx/model_fp8.onnx", "SM86"]
+    assert fp8["reason"] == "GPUs of compute capability 8.6 have no FP8: model_fp8.onnx"
+    assert fp8["remedy"] == "FP8 takes compute capability 8.9 (Ada) or later: for these GPUs take int8 or fp16 instead"
+    assert "FP16 only" in refused["onnx/model_int8_tensorrt.onnx", "SM75"]["reason"]
+    built = {f"{one['variant']}-{one['gpu'].lower()}" for one in engines if one["ok"]}
+    assert {path.name for path in out.iterdir()} == built
+    shown = planish("engine", nvidia, "--check", "--gpu", "8.6", cache=cache)
+    assert shown.returncode == 1
+    assert "refused: onnx/model_fp8.onnx" in shown.stdout
+    text = " ".join(shown.stdout.split())
+    assert f"onnx/model_fp8.onnx: {fp8['reason']}. {fp8['remedy']}" in text
 
 
 @pytest.mark.slow
@@ -162,7 +187,7 @@ def test_compute_capabilities_as_people_write_them() -> None:
 def test_one_gpu_twice_is_built_for_once(nvidia: Path, cache: Path) -> None:
     done = planish("engine", nvidia, "--check", "--gpu", "8.9", "--gpu", "sm89", "--json", cache=cache)
     assert done.returncode == 0, done.stderr
-    assert [engine["gpu"] for engine in json.loads(done.stdout)["engines"]] == ["SM89"] * 4
+    assert [engine["gpu"] for engine in json.loads(done.stdout)["engines"]] == ["SM89"] * 5
 
 
 @pytest.mark.slow
@@ -203,7 +228,7 @@ def test_engines_are_kept_with_what_they_were_built_for(nvidia: Path, cache: Pat
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert {path.name for path in tmp_path.iterdir()} == {"engines"}
-    assert len(document["engines"]) == 4
+    assert len(document["engines"]) == 5
     trusted = {path.name for path in (cache / "engines").iterdir()}
     for told in document["engines"]:
         engine = Path(told["engine"])

@@ -8,10 +8,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifact import Axis, Signature, TensorSpec
 from exporter.errors import EnvironmentLackError, InternalError, NoSpaceError, RequestError
@@ -20,43 +17,21 @@ from exporter.targets.nvidia import has_driver
 from exporter.targets.tensorrt_builder import (
     RTX,
     TENSORRT,
+    EngineLayer,
     EngineOptions,
     OptionError,
     build_engine,
-    explain,
     profiles_of,
 )
 from exporter.targets.tensorrt_child import layers
+from tests.exporter.targets.tensorrt_graphs import ADA, WIDTH, needs_rtx, product
 
-WIDTH = 8
 PROFILES = [{"x": ((1, WIDTH), (8, WIDTH), (64, WIDTH))}]
-ADA = EngineOptions(compute_capabilities=("SM89",))
 TEXT = Signature(
     (TensorSpec("ids", "int64", ("batch", "sequence")), TensorSpec("table", "float32", ("batch", 4))),
     (TensorSpec("y", "float32", ("batch",)),),
     (Axis("batch", 1, 64), Axis("sequence", 2, 512)),
 )
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed"
-)
-
-
-def save(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> Path:
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-    return path
-
-
-def product(path: Path, dtype: type = np.float32) -> Path:
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="encoder.layer.0/MatMul")
-    return save(path, [node], {"w": np.ones((WIDTH, WIDTH), dtype)})
 
 
 def build(onnx_file: Path, options: EngineOptions = ADA, **more: object) -> tensorrt_builder.BuiltEngine:
@@ -98,46 +73,6 @@ def test_an_engine_is_built_for_a_gpu_that_is_not_there(tmp_path: Path, gpu: str
     assert all(text.endswith(" s") for text in said)
 
 
-REFUSED = {
-    "mixed types": ("encoder.layer.0/MatMul", "MatMul", "same input types", "add a Cast"),
-    "an asymmetric zero point": ("input/QuantizeLinear", "QuantizeLinear", "zero point", "form made for TensorRT"),
-    "a fused operator": ("layer.0/BiasGelu", "BiasGelu", "Plugin not found", "use the portable graph"),
-    "shapes": ("encoder.layer.0/MatMul", "MatMul", "must match", "shape inference"),
-}
-
-
-def planted(path: Path, what: str) -> Path:
-    """A graph that the parser refuses, for one reason."""
-    if what == "mixed types":
-        return product(path, np.float16)
-    if what == "shapes":
-        node = helper.make_node("MatMul", ["x", "w"], ["y"], name="encoder.layer.0/MatMul")
-        return save(path, [node], {"w": np.ones((WIDTH + 1, WIDTH), np.float32)})
-    if what == "a fused operator":
-        node = helper.make_node("BiasGelu", ["x", "b"], ["y"], name="layer.0/BiasGelu", domain="com.microsoft")
-        return save(path, [node], {"b": np.ones(WIDTH, np.float32)})
-    pair = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="input/QuantizeLinear"),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], name="input/DequantizeLinear"),
-    ]
-    return save(path, pair, {"s": np.array(0.1, np.float32), "z": np.array(3, np.uint8)})
-
-
-@needs_rtx
-@pytest.mark.slow
-@pytest.mark.parametrize("what", list(REFUSED))
-def test_a_refused_graph_is_told_by_its_node(tmp_path: Path, what: str) -> None:
-    node, operator, reason, remedy = REFUSED[what]
-    path = planted(tmp_path / "model.onnx", what)
-    with pytest.raises(RequestError, match="refuses a node") as caught:
-        build(path)
-    assert f"{operator} {node!r} of model.onnx" in str(caught.value.value)
-    assert reason in str(caught.value.value)
-    assert "checkMacros" not in str(caught.value.value)  # what it says of the driver that is not there
-    assert remedy in str(caught.value.remedy)
-    assert not path.with_suffix(".plan").exists()
-
-
 @needs_rtx
 @pytest.mark.slow
 def test_options_that_the_version_lacks_are_refused(tmp_path: Path) -> None:
@@ -147,21 +82,6 @@ def test_options_that_the_version_lacks_are_refused(tmp_path: Path) -> None:
     asked = EngineOptions(compute_capabilities=("SM89",), hardware_compatible="AMPERE_PLUS")
     with pytest.raises(OptionError, match=r"hardware_compatible \(it is there, and without effect\)"):
         build(path, asked)
-
-
-@needs_rtx
-@pytest.mark.slow
-def test_timings_are_kept_and_read_again(tmp_path: Path) -> None:
-    options = EngineOptions(compute_capabilities=("SM89",), timing_cache=tmp_path / "timings")
-    path = product(tmp_path / "model.onnx")
-    build(path, options)
-    kept = (tmp_path / "timings").read_bytes()
-    assert kept
-    build(path, options)
-    assert (tmp_path / "timings").read_bytes() == kept
-    (tmp_path / "timings").write_bytes(b"damaged")
-    build(path, options)
-    assert (tmp_path / "timings").read_bytes() == kept
 
 
 def test_a_library_that_crashes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +170,18 @@ def test_layers_are_read_from_the_builder_s_list() -> None:
     ]
 
 
-def test_an_error_without_a_node_still_says_something() -> None:
-    told = {"stage": "build", "errors": [], "log": [], "version": "11.0"}
-    assert "no reason was given" in str(explain(told, TENSORRT, Path("model.onnx")))
+@pytest.mark.parametrize(
+    ("name", "kind", "inputs", "product"),
+    [
+        ("encoder/MatMul_myl0_2", "gemm", ("Int8", "Float"), "Int8"),
+        ("features/Conv_myl0_2", "correlation", ("Half",), "Half"),
+        ("_gemm_mha_v2_myl0_9", "kgen", ("Int8", "Int8", "Float", "Int8"), "Int8"),
+        ("__myl_FcAddDivErfAddMulMul_myl0_24", "runtime_fusion", ("Half",), "Half"),
+        ("__myl_FcAdd_myl0_26", "runtime_fusion", ("Half", "Float"), "Half"),
+        ("__myl_CastMulFc_myl0_5", "runtime_fusion", ("Int8", "Float"), "Float"),
+        ("__myl_MulAddReshTran_myl0_15", "kgen", ("Float",), None),
+        ("shape", "shape_call", (), None),
+    ],
+)
+def test_what_a_layer_multiplies(name: str, kind: str, inputs: tuple[str, ...], product: str | None) -> None:
+    assert EngineLayer(name, kind, inputs).product == product
