@@ -12,6 +12,7 @@ from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError
 from exporter.targets import get_target
 from exporter.targets.base import BuildHow
 from exporter.targets.tensorrt_engine import PACKAGES
+from pipelines.cache import default_root
 from pipelines.plan import Candidate, ingredients, points_of
 from pipelines.quantizing import Base, Learning, learn, needs, quantize
 from pipelines.recipe_sections import Export
@@ -226,7 +227,8 @@ def build_engine(shop: Workshop, artifacts: Artifacts, candidate: Candidate) -> 
     """
     variant = candidate.variant
     source = artifacts.ready[candidate.ingredient]
-    how = BuildHow(tuple(points_of(source.signature, artifacts.points)), artifacts.options)
+    timings = {"timing_cache": str(default_root() / "timings")} if get_target(variant.target).keeps_timings else {}
+    how = BuildHow(tuple(points_of(source.signature, artifacts.points)), {**artifacts.options, **timings})
     made = shop.make(
         f"build-{variant.id}",
         f"Compile {variant.id}",

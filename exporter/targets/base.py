@@ -153,6 +153,8 @@ class Target(ABC):
     """The forms of a precision that are made by default, simplest first; ``(None,)`` where it is not listed."""
     rare_forms: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Forms of a precision that are made on demand only."""
+    keeps_timings: ClassVar[bool] = False
+    """Whether its builder takes a folder of timings (option ``timing_cache``), which are read and added to."""
     portable: ClassVar[bool] = True
     """Whether what it opens runs on any machine with the runtime (portable) or only on hardware that fits (engine)."""
 

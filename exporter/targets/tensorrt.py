@@ -16,8 +16,8 @@ from exporter.targets.tensorrt_builder import RTX, TENSORRT, EngineOptions, buil
 from exporter.targets.tensorrt_engine import PACKAGES, check_engine, write_engine_sheet
 
 PLAN = "model.plan"
-GPUS = "compute_capabilities"
-"""The option that names GPUs to build for."""
+GPUS, TIMINGS = "compute_capabilities", "timing_cache"
+"""The options that name GPUs to build for, and the folder of earlier builds' timings: no engine depends on that."""
 RTX_GPUS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT for RTX 1.7 runs on, as its error for 9.0 (H100) lists them, with all above."""
 
@@ -30,6 +30,7 @@ class TensorRtTarget(NvidiaTarget):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16", "int8", "fp8")
     forms: ClassVar = {"int8": ("static-smooth",)}
     rare_forms: ClassVar = {"int8": ("static",)}
+    keeps_timings = True
     portable = False
 
     def ingredient(self, variant: Variant) -> str:
@@ -47,7 +48,8 @@ class TensorRtTarget(NvidiaTarget):
 
     def known(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options that are for this library: the GPUs that are named are TensorRT for RTX's."""
-        return {name: value for name, value in options.items() if self.module == RTX or name != GPUS}
+        found = {name: value for name, value in options.items() if self.module == RTX or name != GPUS}
+        return {**found, TIMINGS: Path(found[TIMINGS])} if TIMINGS in found else found
 
     def lacks(self) -> list[tuple[str, str]]:
         return self.without_cuda()
@@ -56,7 +58,8 @@ class TensorRtTarget(NvidiaTarget):
         check_engine(artifact.path, trusted_digests)
 
     def depends_on(self, variant: Variant, how: BuildHow) -> dict[str, Any]:
-        return {"points": [dict(point) for point in how.points], "options": self.known(how.options)}
+        options = {name: value for name, value in self.known(how.options).items() if name != TIMINGS}
+        return {"points": [dict(point) for point in how.points], "options": options}
 
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
