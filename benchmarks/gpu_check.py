@@ -12,10 +12,12 @@ with CUDA graphs. Results go to ``gpu-<date>.json`` and ``gpu-<date>.md`` in ``b
 from __future__ import annotations
 
 import argparse
+import atexit
 import datetime
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -89,17 +91,15 @@ def main() -> int:
 
 def use_wheels(folder: Path) -> None:
     """Unpack a folder of wheels beside this machine's packages, for this process and those that it starts."""
-    site = Path(tempfile.gettempdir()) / f"planish-gpu-site-{os.getuid()}"
     wheels = sorted(str(path) for path in folder.glob("*.whl"))
     if not wheels:
         raise SystemExit(f"there are no wheels in {folder}")
-    listing = site / "wheels.txt"
-    if not listing.is_file() or listing.read_text(encoding="utf-8") != "\n".join(wheels):
-        how = ["--no-index", "--no-deps", "--no-compile", "--quiet", "--upgrade", "--target", str(site)]
-        subprocess.run([sys.executable, "-m", "pip", "install", *how, *wheels], check=True)
-        listing.write_text("\n".join(wheels), encoding="utf-8")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
-    sys.path.insert(1, str(site))
+    site = tempfile.mkdtemp(prefix="planish-gpu-site-")  # nobody else's: what lies there is run
+    atexit.register(shutil.rmtree, site, ignore_errors=True)
+    how = ["--no-index", "--no-deps", "--no-compile", "--quiet", "--target", site]
+    subprocess.run([sys.executable, "-m", "pip", "install", *how, *wheels], check=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (site, os.environ.get("PYTHONPATH"))))
+    sys.path.insert(1, site)
 
 
 def no_gpu() -> str:
@@ -118,6 +118,8 @@ def check(asked: argparse.Namespace, work: Path, keep: Callable[[Mapping[str, An
         print(f"[{stages[text]:4.0f} s] {text}", file=sys.stderr, flush=True)
 
     work.mkdir(parents=True, exist_ok=True)
+    if any(work.iterdir()):
+        raise SystemExit(f"the folder for what is made is not empty: {work}")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor-cache")
     found: dict[str, Any] = {"date": str(datetime.date.today()), "models": {}, "stages_s": stages}
     with ThreadPoolExecutor(PARALLEL) as pool:
@@ -147,9 +149,12 @@ def check(asked: argparse.Namespace, work: Path, keep: Callable[[Mapping[str, An
 
 
 def sound(model: Mapping[str, Any]) -> bool:
-    """Whether something ran, and all that ran is right."""
+    """Whether something ran, and all that ran is right and was timed."""
     verdicts = [record.get("verdict") for record in model.get("parity", {}).values()]
-    return not model["error"] and not model["failed"] and "passed" in verdicts and set(verdicts) <= {"passed"}
+    latency = model.get("latency", {"error": "not timed"})
+    workers = {**latency.get("baselines", {}), **latency.get("variants", {})}
+    timed = "error" not in latency and all(worker["error"] is None for worker in workers.values())
+    return not model["error"] and not model["failed"] and timed and bool(verdicts) and set(verdicts) == {"passed"}
 
 
 def _made(name: str, folder: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:
@@ -578,18 +583,18 @@ def _figures(model: Mapping[str, Any]) -> list[str]:
             if timing is None:
                 cells += [f"failed: {worker['error']}", "", "", "", ""]
                 continue
-            low, high = (timing[f"speedup_vs_best_pytorch_{end}"] for end in ("low", "high"))
+            ratio, low, high = (timing[f"speedup_vs_best_pytorch{end}"] for end in ("", "_low", "_high"))
             cells += [
                 f"{1e3 * timing['p50_ms']:.0f}",
-                f"{timing['speedup_vs_best_pytorch']:.2f} [{low:.2f}, {high:.2f}]",
+                "" if ratio is None else f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
                 _number(seen.get("run_ms"), 1e3, 0),
                 _number(seen.get("runs_per_s"), 1, 0),
                 _number(seen.get("energy_j"), 1e3, 1),
             ]
         record = model["parity"].get(name, {})
-        ratio = f"{max(record['times_pytorch'].values()):.2f}" if record.get("times_pytorch") else ""
+        error = f"{max(record['times_pytorch'].values()):.2f}" if record.get("times_pytorch") else ""
         memory = worker["device"].get("memory_bytes")
-        cells += [ratio, _number(record.get("open_s"), 1, 2), _number(memory, 1e-6, 0)]
+        cells += [error, _number(record.get("open_s"), 1, 2), _number(memory, 1e-6, 0)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     clocks = [seen for worker in workers.values() for seen in worker["device"].get("points", {}).values()]
     if clocks and all(seen["sm_mhz"] is not None and seen["temperature_c"] is not None for seen in clocks):

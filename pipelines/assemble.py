@@ -28,6 +28,7 @@ from pipelines.workshop import Made
 
 PACKAGES = (
     *("planish", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+    *("triton", "tensorrt", "tensorrt-cu13", "tensorrt-rtx-cu13"),
     *("openvino", "torchao", "optimum", "tokenizers", "safetensors", "numpy", "scipy"),
 )
 GOLDEN_BYTES = 24_000_000
@@ -102,7 +103,8 @@ def bundle_files(results: Results, selected: Mapping[str, str | None]) -> tuple[
             continue
         names = [_place(judged, path) for path in judged.files]
         portable_fp32 = names[:1] == [PORTABLE_FILES["onnx-fp32"]]
-        if keep_all or variant.id in chosen or portable_fp32:
+        # Nobody can choose what was built for other machines here; it is what the recipe names these for.
+        if keep_all or variant.id in chosen or portable_fp32 or judged.candidate.ahead:
             for name, path in zip(names, judged.files, strict=True):
                 if contents.setdefault(name, path) != path:
                     raise InternalError("two files of a bundle would have the same name", f"{name}: {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipelines.recipe import Recipe
 from pipelines.verification.gates import VERDICTS, latency_gate, skipped, variant_status
 from pipelines.verification.judgement import RULES
 from pipelines.verification.latency_result import spoils
-from pipelines.workshop import ONNX, TORCH, Made, Workshop
+from pipelines.workshop import GPU, ONNX, TORCH, Made, Workshop
 
 CPU_RUNNER = "onnxruntime-cpu"
 RACE_CODE = (
@@ -81,10 +81,15 @@ def locate(candidate: Candidate, artifacts: Artifacts) -> Judged:
         engine = artifacts.engines[variant.id]
         like = artifacts.ready[candidate.ingredient]
         if candidate.skip:  # built ahead: its numbers are looked at in what it was built from
+            there = f"{candidate.skip}. Its engine is in the bundle, for the GPUs that the recipe names"
+            remedy = f"planish verify judges it there. {candidate.remedy}"
+            candidate = replace(candidate, skip=there, remedy=remedy)
             return Judged(candidate, like, engine["files"], artifacts.ids[candidate.ingredient])
         artifact = Artifact(engine["files"][0], "aoti", like.signature, like.contract)
         return Judged(candidate, artifact, engine["files"], engine["id"], frozenset([engine["digest"]]))
-    if error := artifacts.errors.get(variant.id) or artifacts.errors.get(candidate.ingredient):
+    if candidate.ahead and (error := artifacts.errors.get(variant.id)):  # what it would have been built from is there
+        candidate = replace(candidate, skip=f"{candidate.skip}; nor could it be built ahead: {error}")
+    elif error := artifacts.errors.get(variant.id) or artifacts.errors.get(candidate.ingredient):
         if isinstance(error, NotApplicableError):
             gate = skipped(str(error))
             return Judged(candidate, gates={"parity": gate, "quality": gate})
@@ -223,7 +228,7 @@ class Bench:
                 "quality": quality,
                 "settings": settings,
             },
-            packages=(*ONNX, "openvino", "torch"),
+            packages=(*ONNX, *GPU, "openvino", "torch"),
             bound_to_machine=True,
         )
         return made.record
@@ -252,7 +257,7 @@ class Bench:
                 "seed": self.recipe.seed,
                 "original": self.original["source"]["digest"],
             },
-            packages=(*ONNX, *TORCH, "openvino"),
+            packages=(*ONNX, *TORCH, *GPU, "openvino"),
             bound_to_machine=True,
             timed=True,
         )

@@ -62,6 +62,8 @@ def refuse_unoffered(recipe: Recipe) -> None:
     from exporter.artifact import PRECISIONS
     from exporter.targets import get_target, targets
 
+    if recipe.engine.gpus:
+        _refuse_gpus(recipe)
     offered = {p for name in recipe.targets for p in get_target(name).precisions}
     missing = [p for p in recipe.precisions if p not in offered]
     if not missing or ("precisions" not in recipe.model_fields_set and len(missing) < len(recipe.precisions)):
@@ -73,6 +75,18 @@ def refuse_unoffered(recipe: Recipe) -> None:
         f"They offer {', '.join(p for p in PRECISIONS if p in offered)}"
         + (f"; add a target that offers it: {', '.join(others)}" if others else ""),
     )
+
+
+def _refuse_gpus(recipe: Recipe) -> None:
+    """Refuse GPUs to build for that nothing would be built for."""
+    from exporter.targets.tensorrt import RTX_GPUS
+
+    if "tensorrt-rtx" not in recipe.targets:
+        told = f"engine.gpus: {', '.join(recipe.engine.gpus)}"
+        raise RequestError("GPUs are named, and no target builds for them", told, "Add tensorrt-rtx to the targets")
+    if unknown := [gpu for gpu in recipe.engine.gpus if gpu not in RTX_GPUS]:
+        told = f"engine.gpus: {', '.join(unknown)}"
+        raise RequestError("TensorRT for RTX does not build for a GPU", told, f"It builds for {', '.join(RTX_GPUS)}")
 
 
 def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:
@@ -92,7 +106,10 @@ def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:
             skip, remedy = ("", "") if state.available else (state.reason, state.remedy)
             if target.consumes == "pt2" and not traceable:
                 skip, remedy = "the source is an ONNX file, and this target compiles PyTorch", "Give the PyTorch model"
-            ahead = bool(skip) and target.ahead(recipe.engine.options())
+            options = recipe.engine.options()
+            if not skip and (skip := target.elsewhere(options)):
+                remedy = "planish verify judges it where such a GPU is"
+            ahead = bool(skip) and target.ahead(options)
             found.append(Candidate(variant, target.ingredient(variant), target.portable, skip, remedy, ahead))
     return found
 

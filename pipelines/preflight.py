@@ -18,6 +18,7 @@ from typing import Any
 
 from exporter.digests import file_digest
 from exporter.errors import InternalError, RequestError
+from exporter.targets import get_target
 from exporter.targets.tensorrt_builder import (
     RTX,
     BuiltEngine,
@@ -32,7 +33,7 @@ from pipelines.bundle import Bundle, read_bundle
 from pipelines.disk import disk_errors, make_folder, sync_tree
 from pipelines.integrity import changed_files, refuse
 from pipelines.manifest import VariantEntry
-from pipelines.plan import points_of
+from pipelines.plan import PORTABLE_FILES, points_of
 from pipelines.processes import terminable
 from pipelines.trust import remember_engine
 
@@ -178,7 +179,8 @@ def _entries(bundle: Bundle) -> list[VariantEntry]:
     if not entries:
         advice = f"Export with {TARGETS[0]} among the recipe's targets"
         raise RequestError("the bundle has no file for TensorRT", bundle.path, advice)
-    sound = [entry for entry in entries if entry.status != "failed" and entry.files[0].endswith(".onnx")]
+    graphs = [_of_graph(bundle, entry) for entry in entries if entry.status != "failed"]
+    sound = [entry for entry in graphs if entry.files and entry.files[0].endswith(".onnx")]
     if not sound:
         told = f"{entries[0].id}: {entries[0].reason}"
         raise RequestError("no file for TensorRT passed its gates", told, "planish inspect shows the gates")
@@ -186,6 +188,15 @@ def _entries(bundle: Bundle) -> list[VariantEntry]:
     for entry in sorted(sound, key=lambda entry: TARGETS.index(entry.target)):
         by_file.setdefault(entry.files[0], entry)
     return list(by_file.values())
+
+
+def _of_graph(bundle: Bundle, entry: VariantEntry) -> VariantEntry:
+    """The variant with the graph that its engine is built from, where its files are an engine."""
+    if entry.files[0].endswith(".onnx"):
+        return entry
+    graph = PORTABLE_FILES.get(get_target(entry.target).ingredient(entry.variant), "")
+    files = [name for name in (graph, f"{graph}_data") if name in bundle.manifest.files]
+    return entry.model_copy(update={"files": tuple(files)})
 
 
 def _check(bundle: Bundle, entries: Sequence[VariantEntry]) -> None:

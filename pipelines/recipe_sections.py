@@ -263,6 +263,11 @@ class Engine(Section):
     timeout_s: Annotated[Float, Field(gt=0)] | None = None
     memory_bytes: Count | None = None
 
+    @field_validator("gpus")
+    @classmethod
+    def _gpus_once(cls, gpus: tuple[str, ...]) -> tuple[str, ...]:
+        return no_twice(gpus)
+
     def options(self) -> dict[str, Any]:
         """Those that are set, by the names of `exporter.targets.tensorrt_builder.EngineOptions`."""
         found = self.model_dump(exclude_defaults=True)

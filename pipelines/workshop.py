@@ -18,11 +18,23 @@ from pipelines.progress import Progress
 T = TypeVar("T")
 
 # What changes what a compiler or a clock says, beside the machine itself.
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CXX", "CXXFLAGS", "OMP_PROC_BIND", "KMP_AFFINITY", "LD_PRELOAD")
+GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CXX",
+    "CXXFLAGS",
+    "OMP_PROC_BIND",
+    "KMP_AFFINITY",
+    "LD_PRELOAD",
+    *GPU_VARIABLES,
+)
 # Threads that wait in a loop starve each other where other programs run too: a job that is not timed lets them sleep.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+GPU = ("nvidia-ml-py", "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx")
+"""What sessions on a GPU stand on, beside these."""
 TORCH = ("torch", "transformers", "safetensors", "tokenizers")
-ONNX = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+ONNX = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,10 @@ class Target(ABC):
         """Whether engines can be built here though they cannot run here, with these options of the builder."""
         return False
 
+    def elsewhere(self, options: Mapping[str, Any]) -> str:
+        """Why engines built with these options do not run here though the target does; empty where they do."""
+        return ""
+
     def check(self, artifact: Artifact, trusted_digests: frozenset[str]) -> None:  # noqa: B027 - portable targets have none
         """Refuse an engine that is not whole, does not fit this machine or is not trusted; nothing of it is loaded.
 

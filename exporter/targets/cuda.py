@@ -20,10 +20,11 @@ WARM_RUNS = 3
 """Runs before a capture: libraries choose kernels and make room in the first ones."""
 
 Call = Callable[[dict[str, Any]], dict[str, Any]]
+_CAPTURES = threading.Lock()
 
 
 class Cuda:
-    """The first GPU.
+    """The first GPU. FP32 is FP32 in this process from now on: neither products nor convolutions round to TF32.
 
     Raises:
         EnvironmentLackError: torch has no CUDA, or finds no GPU.
@@ -38,18 +39,10 @@ class Cuda:
             raise EnvironmentLackError(
                 "torch finds no GPU", f"torch {torch.__version__}", "nvidia-smi shows the driver"
             )
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False  # torch lets convolutions round unless it is told otherwise
         self.name = torch.cuda.get_device_name(0)
         self._stream = torch.cuda.Stream()
-
-    @contextlib.contextmanager
-    def exact(self) -> Iterator[None]:
-        """FP32 is FP32: cuDNN's convolutions would round to ten bits of mantissa, as torch lets them by default."""
-        import torch
-
-        cudnn = torch.backends.cudnn
-        held = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-        with cudnn.flags(**held, allow_tf32=False):
-            yield
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[int]:
@@ -126,7 +119,8 @@ class Cuda:
                 call()
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=beside):
+        # One at a time in a process; other threads may go on allocating and copying meanwhile.
+        with _CAPTURES, torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
             results = call()
         return graph.replay, results
 
@@ -180,8 +174,7 @@ class CudaBinding(DeviceBinding):
         """Why it could not be captured."""
         if capture:
             try:
-                with device.exact():
-                    self._replay, self._captured = device.capture(lambda: call(self._inputs))
+                self._replay, self._captured = device.capture(lambda: call(self._inputs))
             except RuntimeError as error:
                 self.refusal = first_line(error)
 
@@ -198,8 +191,7 @@ class CudaBinding(DeviceBinding):
             self._replay()
             self._results = self._captured
         else:
-            with self._device.exact():
-                self._results = self._call(self._inputs)
+            self._results = self._call(self._inputs)
 
     def wait(self) -> None:
         self._device.wait()

@@ -150,7 +150,7 @@ def _probe(package: Path) -> None:
     code = "import sys; from exporter.targets.inductor import Package; Package(sys.argv[1], single_threaded=True)"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, str(package)],
+            [sys.executable, "-P", "-c", code, str(package)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -13,7 +13,7 @@ from exporter.targets.engines import sheet_of
 from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.packages import installed_version
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, EngineOptions, build_engine, profiles_of
-from exporter.targets.tensorrt_engine import PACKAGES, check_engine, write_engine_sheet
+from exporter.targets.tensorrt_engine import PACKAGES, capability_of, check_engine, write_engine_sheet
 
 PLAN = "model.plan"
 GPUS, TIMINGS = "compute_capabilities", "timing_cache"
@@ -100,6 +100,12 @@ class TensorRtRtx(TensorRtTarget):
             what = f"TensorRT for RTX does not run on GPUs of compute capability {found}"
             lacking.append((what, "Use the target tensorrt"))
         return lacking
+
+    def elsewhere(self, options: Mapping[str, Any]) -> str:
+        devices, named = gpu()["devices"], [capability_of(name) for name in options.get(GPUS, ())]
+        if not named or not devices or devices[0].get("compute_capability") in named:
+            return ""
+        return f"the engine is for GPUs of compute capability {' or '.join(named)}, and this machine's is another"
 
     def ahead(self, options: Mapping[str, Any]) -> bool:
         return bool(options.get(GPUS)) and installed_version(*self.packages) is not None

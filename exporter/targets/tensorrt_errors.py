@@ -30,6 +30,11 @@ HINTS = {
         "It has a kernel for the whole operator or none at all: write the file with operators older than 23, as "
         "export.opset=20 does, in which attention is matrix products that it fuses itself"
     ),
+    ("libnvinfer_lean",): (
+        "A version-compatible engine carries TensorRT's lean runtime, which is not installed: install it, or leave "
+        "engine.version_compatible out"
+    ),
+    ("status == CUDA_SUCCESS",): "With engine.refit this library needs a GPU to build: leave it out, or build on one",
     ("but must match",): "The shapes do not fit: check the file with onnx.checker and shape inference",
 }
 """What in the builder's words leads to which advice."""

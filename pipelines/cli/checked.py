@@ -19,7 +19,7 @@ def show_variants(variants: Entries) -> None:
     """Every variant that was looked at with its verdict; the skipped ones by reason."""
     screen = Screen()
     judged = {name: entry for name, entry in variants.items() if entry["status"] != "skipped"}
-    screen.table(None, [(name, entry["status"], entry["reason"]) for name, entry in judged.items()])
+    screen.table(None, [(name, entry["status"], _told(entry)) for name, entry in judged.items()])
     reasons: dict[str, list[str]] = {}
     for name, entry in variants.items():
         if name not in judged:
@@ -27,6 +27,14 @@ def show_variants(variants: Entries) -> None:
     for reason, names in reasons.items():
         screen.line(f"skipped  {', '.join(names)}: {short(reason, _LONGEST_REASON)}", "dim")
     screen.show()
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    """The reason, and that it does not count where the variant had not passed when the bundle was made."""
+    before = f"it was {entry['before']} when the bundle was made" if "before" in entry else ""
+    if before and entry["status"] == "failed":
+        before += ", so it does not count"
+    return "; ".join(part for part in (str(entry["reason"]), before) if part)
 
 
 def show_latency(record: Mapping[str, Any]) -> None:

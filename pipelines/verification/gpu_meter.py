@@ -14,6 +14,12 @@ MEASURE_SECONDS = 0.6
 """The energy counter moves about every tenth of a second: a window has to be several of these long."""
 
 
+UNSEEN: dict[str, Any] = dict.fromkeys(
+    ("run_ms", "runs_per_s", "energy_j", "power_w", "sm_mhz", "temperature_c")
+)  # None of each
+"""What `observe` returns, where nothing could be seen."""
+
+
 class GpuMeter:
     """The first GPU's sensors.
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
 from exporter.artifact import Variant
 from exporter.digests import file_digest
-from exporter.targets import get_target
+from exporter.errors import RequestError
+from exporter.targets import get_target, tensorrt
 from exporter.targets.nvidia import has_driver
+from exporter.targets.tensorrt import TensorRtRtx
 from pipelines.judging import Judged
-from pipelines.plan import PORTABLE_FILES, Candidate, candidates, ingredients
+from pipelines.plan import PORTABLE_FILES, Candidate, candidates, ingredients, refuse_unoffered
 from pipelines.quantizing import needs
 from pipelines.recipe import Recipe
 from pipelines.stages.check import as_asked
@@ -196,6 +200,7 @@ def test_engines_for_gpus_that_are_not_here_are_built_ahead(model_folder: Folder
         'engine.gpus=["8.9", "12.0"]',
         "latency.points=[1x8, 4x16]",
         "latency.baselines=[]",
+        "keep=selected",
     )
     done = export(model_folder("bert"), out, cache, *asked)
     assert done.returncode == 0, done.stderr
@@ -206,12 +211,38 @@ def test_engines_for_gpus_that_are_not_here_are_built_ahead(model_folder: Folder
         assert entry["files"] == [plan, sheet]
         assert entry["status"] == "skipped"
         assert "no NVIDIA driver on this machine" in entry["reason"]
+        assert "Its engine is in the bundle" in entry["reason"]
         assert entry["gates"]["parity"]["verdict"] == "passed"
         built = json.loads((out / sheet).read_text(encoding="utf-8"))
         assert built["sha256"] == file_digest(out / plan)
         assert built["fingerprint"]["gpus"] == ["8.9", "12.0"]
         (profile,) = built["fingerprint"]["profiles"]
         assert [shapes[1] for shapes in profile.values()] == [[4, 16]] * 3
-    assert (out / "onnx" / "model_fp16.onnx").is_file()
-    refused = export(model_folder("bert"), tmp_path / "other", cache, *asked, "engine.gpus=[9.0]")
-    assert refused.returncode == 2
+    found = planish("engine", out, "--check", "--gpu", "8.9", "--json", "--quiet", cache=cache)
+    assert found.returncode == 0, found.stdout + found.stderr
+    # Of what was built ahead the graph is taken, where it is in the bundle: that of FP32 alone was selected.
+    assert [one["variant"] for one in json.loads(found.stdout)["engines"]] == ["tensorrt-rtx-fp32"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"engine": {"gpus": ["9.0"]}}, "does not build for a GPU: engine.gpus: 9.0. It builds for 7.5"),
+        ({"engine": {"gpus": ["8.9"]}, "targets": ["tensorrt"]}, "no target builds for them"),
+        ({"engine": {"gpus": ["8.9", "8.9"]}}, "listed twice"),
+        ({"engine": {"gpus": ["SM89"]}}, "gpus"),
+    ],
+)
+def test_gpus_that_nothing_would_be_built_for_are_refused_before_any_work(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(told)):
+        refuse_unoffered(Recipe(**{"source": "a", "targets": ["tensorrt-rtx"], **changes}))
+
+
+def test_an_engine_for_other_gpus_than_this_machines_is_built_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU is pretended."""
+    monkeypatch.setattr(TensorRtRtx, "missing", lambda self: [])
+    monkeypatch.setattr(tensorrt, "gpu", lambda: {"devices": [{"compute_capability": "8.9"}]})
+    for gpus, skipped in ((["12.0"], True), (["8.9", "12.0"], False), ([], False)):
+        recipe = Recipe(source="a", targets=["tensorrt-rtx"], precisions=["fp16"], engine={"gpus": gpus})
+        (found,) = candidates(recipe, traceable=True)
+        assert (bool(found.skip), found.ahead) == (skipped, skipped)

@@ -67,10 +67,6 @@ class FakeCuda:
         self._recording = False
 
     @contextlib.contextmanager
-    def exact(self) -> Iterator[None]:
-        yield
-
-    @contextlib.contextmanager
     def beside(self) -> Iterator[int]:
         yield CAPTURED_STREAM if self._recording else SIDE_STREAM
 

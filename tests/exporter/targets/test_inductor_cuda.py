@@ -210,11 +210,13 @@ def test_a_package_that_loads_passes_and_finds_our_code_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = tmp_path / "seen"
-    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, f'echo "$PYTHONPATH" > {seen}; echo "$3" >> {seen}'))
+    monkeypatch.setattr(
+        sys, "executable", interpreter(tmp_path, f'echo "$PYTHONPATH" > {seen}; echo "$1 $4" >> {seen}')
+    )
     inductor_cuda._probe(tmp_path / "model.pt2")
     path, package = seen.read_text().splitlines()
     assert any((Path(part) / "exporter" / "targets").is_dir() for part in path.split(os.pathsep))
-    assert package == str(tmp_path / "model.pt2")
+    assert package == f"-P {tmp_path / 'model.pt2'}", "code of the folder that somebody works in would be found first"
 
 
 class FakePackage:

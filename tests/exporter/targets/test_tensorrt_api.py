@@ -43,7 +43,7 @@ RUNNING = {
     "severity": "Severity",
 }
 """What variables and attributes of `tensorrt_session` hold."""
-OURS = ("errors", "warnings", "text", "told", "tell")
+OURS = ("errors", "warnings", "text", "told", "tell", "unheard")
 """Methods of classes that TensorRT calls which our own code alone calls."""
 GUARDED = {("IBuilderConfig", "num_compute_capabilities"), ("IBuilderConfig", "set_compute_capability")}
 """What is used only behind a look for `ComputeCapability`, which TensorRT for RTX alone has."""
