@@ -153,7 +153,15 @@ def _writeable(array: Array) -> Array:
     return array if array.flags.writeable else array.copy()  # torch refuses memory that is read-only
 
 
-class CudaBinding(DeviceBinding):
+class GraphBinding(DeviceBinding):
+    """A binding that can be given other inputs of the same shapes."""
+
+    @abstractmethod
+    def refill(self, arrays: Mapping[str, Array]) -> None:
+        """Other inputs of the same shapes, from the next run on."""
+
+
+class CudaBinding(GraphBinding):
     """Inputs of one call on the device: captured as a graph where that is possible, else given anew at each run.
 
     Args:
@@ -183,7 +191,6 @@ class CudaBinding(DeviceBinding):
         return self._replay is not None
 
     def refill(self, arrays: Mapping[str, Array]) -> None:
-        """Other inputs of the same shapes, from the next run on."""
         self._device.refill(self._inputs, arrays)
 
     def launch(self) -> None:
@@ -208,32 +215,27 @@ class CudaBinding(DeviceBinding):
         return self._device.host(self.outputs())
 
 
-class CudaSession(Session):
-    """A session whose inputs, outputs and weights are on the GPU.
+class GraphSession(Session):
+    """A session on the GPU whose `run` captures a graph for shapes that come often.
 
-    `bind` captures a graph for its inputs; so does `run` for shapes that come often. The others are launched kernel by
-    kernel, which takes the host longer than the device where a model is small. One run at a time: the buffers of a
-    shape are shared.
+    The others are launched kernel by kernel, which takes the host longer than the device where a model is small. One
+    run at a time: the buffers of a shape are shared.
+
+    Attributes:
+        refusal: Why runs cannot be captured; empty where they can.
     """
 
-    captures = True
-
-    def __init__(self, artifact: Artifact, device: Cuda) -> None:
+    def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
-        self.device = device
         self.refusal = ""
-        self._often: ShapeCache[CudaBinding] = ShapeCache(MOST_GRAPHS)
+        self._often: ShapeCache[GraphBinding] = ShapeCache(MOST_GRAPHS)
         self._lock = threading.Lock()
-
-    @abstractmethod
-    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Inputs by name to outputs by name, on the device, without waiting."""
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         arrays = check_inputs(inputs, self.artifact.signature, self.artifact.contract)
         with self._lock:
             shapes: Hashable = tuple((name, array.shape) for name, array in arrays.items())
-            binding = self._often.find(shapes, lambda: self._bind(arrays)) if self.captures else None
+            binding = None if self.refusal else self._often.find(shapes, lambda: self._bind(arrays))
             if binding is None:
                 binding = self._bind_once(arrays)
             else:
@@ -241,19 +243,37 @@ class CudaSession(Session):
             binding.launch()
             return binding.host_outputs()
 
+    @abstractmethod
+    def _bind(self, arrays: dict[str, Array]) -> GraphBinding:
+        """Bind, and capture where that is possible."""
+
+    @abstractmethod
+    def _bind_once(self, arrays: dict[str, Array]) -> GraphBinding:
+        """Bind for a single run."""
+
+    def graphs(self) -> str:
+        """For `executed`: whether runs are captured, and why not where they are not."""
+        return f"not captured: {self.refusal}" if self.refusal else "captured"
+
+    def close(self) -> None:
+        self._often.held.clear()
+
+
+class CudaSession(GraphSession):
+    """A session of a runtime that works on torch's tensors and streams."""
+
+    def __init__(self, artifact: Artifact, device: Cuda) -> None:
+        super().__init__(artifact)
+        self.device = device
+
+    @abstractmethod
+    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs by name to outputs by name, on the device, without waiting."""
+
     def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
-        binding = CudaBinding(self.device, self.call, arrays, capture=self.captures)
+        binding = CudaBinding(self.device, self.call, arrays, capture=True)
         self.refusal = self.refusal or binding.refusal
         return binding
 
     def _bind_once(self, arrays: dict[str, Array]) -> CudaBinding:
         return CudaBinding(self.device, self.call, arrays, capture=False)
-
-    def graphs(self) -> str:
-        """For `executed`: whether runs are captured, and why not where they are not."""
-        if not self.captures:
-            return "none"
-        return f"not captured: {self.refusal}" if self.refusal else "captured"
-
-    def close(self) -> None:
-        self._often.held.clear()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,15 +17,12 @@ from exporter.targets.base import (
     PLAINLY,
     Array,
     BuildHow,
-    DeviceBinding,
     Session,
-    check_inputs,
     output_shapes,
     register_target,
 )
-from exporter.targets.cuda import MOST_GRAPHS, WARM_RUNS
+from exporter.targets.cuda import WARM_RUNS, GraphBinding, GraphSession
 from exporter.targets.nvidia import NvidiaTarget
-from exporter.targets.shape_cache import ShapeCache
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -36,7 +32,7 @@ NOT_CAPTURED = -1
 """The number of a graph that ONNX Runtime does not capture."""
 
 
-class OnnxRuntimeCudaBinding(DeviceBinding):
+class OnnxRuntimeCudaBinding(GraphBinding):
     """Inputs and outputs of one ONNX Runtime session on the GPU, bound through its I/O binding.
 
     Args:
@@ -76,7 +72,6 @@ class OnnxRuntimeCudaBinding(DeviceBinding):
                 self.run()
 
     def refill(self, arrays: Mapping[str, Array]) -> None:
-        """Other inputs of the same shapes, from the next run on."""
         for name, array in arrays.items():
             self._inputs[name].update_inplace(array)
 
@@ -104,34 +99,19 @@ class OnnxRuntimeCudaBinding(DeviceBinding):
         return {name: np.array(value.numpy()) for name, value in self.outputs().items()}
 
 
-class OnnxRuntimeCudaSession(Session):
+class OnnxRuntimeCudaSession(GraphSession):
     """An ONNX file opened by ONNX Runtime on the GPU. One run at a time."""
 
     def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
         super().__init__(artifact)
         self._precision = precision
         self._numbers = itertools.count(1)
-        self._often: ShapeCache[OnnxRuntimeCudaBinding] = ShapeCache(MOST_GRAPHS)
-        self._lock = threading.Lock()
-        self.refusal = ""
         try:
             self._session = open_cuda_session(artifact.path, threads, capture=True)
         except RequestError as error:
             # Where ONNX Runtime would have to leave operators to the processor it captures nothing.
             self._session = open_cuda_session(artifact.path, threads, capture=False)
             self.refusal = str(error.remedy or error.what)
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        arrays = check_inputs(inputs, self.artifact.signature, self.artifact.contract)
-        with self._lock:
-            shapes: Hashable = tuple((name, array.shape) for name, array in arrays.items())
-            binding = None if self.refusal else self._often.find(shapes, lambda: self._bind(arrays))
-            if binding is None:
-                binding = self._bind_once(arrays)
-            else:
-                binding.refill(arrays)
-            binding.launch()
-            return binding.host_outputs()
 
     def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
         number = NOT_CAPTURED if self.refusal else next(self._numbers)
@@ -150,11 +130,8 @@ class OnnxRuntimeCudaSession(Session):
             "provider": self._session.get_providers()[0],
             "precision": self._precision,
             "nodes": dict(placed),
-            "cuda_graphs": f"not captured: {self.refusal}" if self.refusal else "captured",
+            "cuda_graphs": self.graphs(),
         }
-
-    def close(self) -> None:
-        self._often.held.clear()
 
 
 def open_cuda_session(path: Path, threads: int, *, capture: bool) -> onnxruntime.InferenceSession:

@@ -208,14 +208,17 @@ def test_a_session_on_a_fake_gpu_holds_no_more_graphs_than_it_may() -> None:
     assert len(session._often.held) == MOST_GRAPHS
 
 
-def test_a_session_that_does_not_capture_never_does_on_a_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeSession, "captures", False)
-    session = FakeSession(device := FakeCuda())
-    session.bind(given(1)).run()
-    for _ in range(PATIENCE + 1):
-        session.run(given(1))
-    assert device.captures == []
-    assert session.graphs() == "none"
+def test_a_session_that_was_refused_tries_no_other_shape_on_a_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeCuda(refusal="a result that the host waits for")
+    tried: list[Any] = []
+    capture = device.capture
+    monkeypatch.setattr(device, "capture", lambda call: (tried.append(call), capture(call))[1])
+    session = FakeSession(device)
+    for rows in (1, 2):
+        for _ in range(PATIENCE + 1):
+            np.testing.assert_array_equal(session.run(given(rows))["y"], 2 * given(rows)["x"] + 1)
+    assert len(tried) == 1
+    assert session.graphs() == "not captured: a result that the host waits for"
 
 
 @pytest.mark.parametrize(
