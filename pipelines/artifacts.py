@@ -11,13 +11,12 @@ from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, NoSpaceError, PlanishError
 from exporter.targets import get_target
 from exporter.targets.base import BuildHow
-from exporter.targets.tensorrt_engine import PACKAGES
 from pipelines.cache import default_root
 from pipelines.plan import Candidate, ingredients, points_of
 from pipelines.quantizing import Base, Learning, learn, needs, quantize
 from pipelines.recipe_sections import Export
 from pipelines.trust import remember_engine
-from pipelines.workshop import ONNX, TORCH, Made, Workshop
+from pipelines.workshop import BUILDERS, ONNX, TORCH, Made, Workshop
 
 FUSED = "onnx-fp32-fused"
 HALF = ("onnx-bf16", "onnx-fp16")
@@ -243,7 +242,7 @@ def build_engine(shop: Workshop, artifacts: Artifacts, candidate: Candidate) -> 
             "variant": variant.id,
             "how": get_target(variant.target).depends_on(variant, how),
         },
-        packages=("torch", *(name for names in PACKAGES.values() for name in names)),
+        packages=("torch", *BUILDERS),
         bound_to_machine=True,
     )
     files = [made.folder / name for name in made.record["files"]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from exporter.hardware import circumstances, cpu_model, fingerprint, gpu
+from exporter.targets.tensorrt_engine import PACKAGES
 from pipelines.cache import Cache, StageKey, StageResult, stage_key
 from pipelines.lanes import side_by_side
 from pipelines.processes import run_job
@@ -31,7 +32,9 @@ VARIABLES = (
 )
 # Threads that wait in a loop starve each other where other programs run too: a job that is not timed lets them sleep.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-GPU = ("nvidia-ml-py", "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx")
+BUILDERS = tuple(name for names in PACKAGES.values() for name in names)
+"""TensorRT, by the names of its packages."""
+GPU = ("nvidia-ml-py", *BUILDERS)
 """What sessions on a GPU stand on, beside these."""
 TORCH = ("torch", "transformers", "safetensors", "tokenizers")
 ONNX = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -125,8 +128,9 @@ class Workshop:
         around: dict[str, Any] | None = None
         if bound_to_machine:
             around = {"machine": fingerprint(), "cpu": cpu_model(), "threads": self.threads}
-            if devices := gpu()["devices"]:  # what is compiled or computed may be for it
-                around["gpu"] = {"driver": gpu()["driver"], "devices": devices}
+            found = gpu()
+            if found["devices"]:  # what is compiled or computed may be for it
+                around["gpu"] = {"driver": found["driver"], "devices": found["devices"]}
             around |= circumstances() if timed else {}
         variables = VARIABLES if bound_to_machine else ()
         return stage_key(name, inputs=inputs, code=code, packages=packages, environment=around, variables=variables)

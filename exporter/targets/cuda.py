@@ -270,8 +270,12 @@ class CudaSession(GraphSession):
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs by name to outputs by name, on the device, without waiting."""
 
+    def call_to_capture(self) -> Call:
+        """What a graph is captured of: `call`, or one like it that no other binding shares."""
+        return self.call
+
     def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
-        binding = CudaBinding(self.device, self.call, arrays, capture=True)
+        binding = CudaBinding(self.device, self.call_to_capture(), arrays, capture=True)
         self.refusal = self.refusal or binding.refusal
         return binding
 

@@ -241,5 +241,5 @@ class InductorCpu(Target):
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
-        check_engine(artifact.path, trusted_digests)
+        self.check(artifact, trusted_digests)
         return InductorSession(artifact, variant.precision, threads)

@@ -234,5 +234,5 @@ class InductorCuda(NvidiaTarget):
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
         self.require()
-        check_engine(artifact.path, trusted_digests)
+        self.check(artifact, trusted_digests)
         return InductorCudaSession(artifact, variant.precision, sheet_of(artifact.path)["shapes"])

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from exporter.artifact import Artifact, Variant
 from exporter.hardware import gpu
+from exporter.onnx_files import external_data_name
 from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
 from exporter.targets.engines import sheet_of
 from exporter.targets.nvidia import NvidiaTarget
@@ -43,7 +44,8 @@ class TensorRtTarget(NvidiaTarget):
         plan = folder / PLAN
         profiles, options = profiles_of(artifact.signature, how.points), EngineOptions(**self.known(how.options))
         built = build_engine(artifact.path, plan, module=self.module, profiles=profiles, options=options)
-        files = [artifact.path, *sorted(artifact.path.parent.glob(f"{artifact.path.name}_data*"))]
+        weights = artifact.path.with_name(external_data_name(artifact.path))
+        files = [path for path in (artifact.path, weights) if path.is_file()]
         return [plan, write_engine_sheet(built, self.module, files, profiles, options)]
 
     def known(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class TensorRtTarget(NvidiaTarget):
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
         self.require()
-        check_engine(artifact.path, trusted_digests)
+        self.check(artifact, trusted_digests)
         from exporter.targets.tensorrt_session import TensorRtSession
 
         host_code = bool(sheet_of(artifact.path)["options"].get("version_compatible"))

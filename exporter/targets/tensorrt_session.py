@@ -8,8 +8,7 @@ from typing import Any
 
 from exporter.artifact import Artifact, Signature
 from exporter.errors import EnvironmentLackError, RequestError
-from exporter.targets.base import Array
-from exporter.targets.cuda import Cuda, CudaBinding, CudaSession
+from exporter.targets.cuda import Call, Cuda, CudaSession
 
 TYPES = {
     "float32": "FLOAT",
@@ -88,11 +87,9 @@ class TensorRtSession(CudaSession):
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self._shared(inputs)
 
-    def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
-        # A context of its own: a captured graph holds the addresses and the shapes that it had.
-        binding = CudaBinding(self.device, self._executor(), arrays, capture=True)
-        self.refusal = self.refusal or binding.refusal
-        return binding
+    def call_to_capture(self) -> Call:
+        """With contexts of its own: a captured graph holds the addresses and the shapes that its context had."""
+        return self._executor()
 
     def executed(self) -> dict[str, Any]:
         return {
