@@ -16,6 +16,8 @@ from exporter.original.base import DEFAULT_MAX_LENGTH, NO_LIMIT, POSITION_KEYS, 
 from exporter.original.pooling import SentenceHead, load_sentence_head
 from exporter.original.shapes import sign_forward, signature_of
 from exporter.sources.source import Source
+from exporter.structure import apply_structure, load_state, read_state
+from exporter.structure.checkpoint import read_structure
 from exporter.tasks.registry import Task
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -78,9 +80,17 @@ def load_model(source: Source, task: Task) -> Any:
     }
     with quiet_transformers():
         try:
-            if task.name == "feature-extraction" and _has_optional_pooler(source):
-                options["add_pooling_layer"] = False  # its output is not asked for, its weights are often missing
-            model, info = auto.from_pretrained(source.path, **options)
+            # The pooler's output is not asked for, its weights are often missing.
+            without = (
+                {"add_pooling_layer": False}
+                if task.name == "feature-extraction" and _has_optional_pooler(source)
+                else {}
+            )
+            if source.path is not None and (structure := read_structure(source.path)) is not None:
+                return _load_structured(source, auto, structure, without)
+            model, info = auto.from_pretrained(source.path, **options, **without)
+        except RequestError:
+            raise
         except Exception as error:  # configuration and modelling code raise anything on bad input
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise RequestError(
@@ -99,6 +109,33 @@ def load_model(source: Source, task: Task) -> Any:
             "Choose the task that the model was trained for",
         )
     return model.eval().requires_grad_(False)
+
+
+def _load_structured(source: Source, auto: Any, structure: dict[str, Any], options: dict[str, Any]) -> Any:
+    """A model that Planish changed inside: made from its configuration, resized, filled."""
+    from transformers import AutoConfig
+
+    path = source.path
+    if path is None:
+        raise RequestError("the source is no folder", source.spec)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
+    model = auto.from_config(config, trust_remote_code=source.trust_remote_code, dtype=torch.float32, **options)
+    apply_structure(model, structure)
+    own = model.state_dict()
+    state = {name: tensor.float() for name, tensor in read_state(path, _own_weights(source)).items()}
+    prefix = f"{model.base_model_prefix}."
+    if not any(name.startswith(prefix) for name in own) and any(name.startswith(prefix) for name in state):
+        # A bare encoder out of a model with a head.
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        state = {name: tensor for name, tensor in state.items() if name in own}
+    load_state(model, state, path)
+    model.tie_weights()
+    return model.eval().requires_grad_(False)
+
+
+def _own_weights(source: Source) -> list[str]:
+    """The weight files of the encoder, without those of the modules behind it."""
+    return [name for name in source.weights if "/" not in name]
 
 
 def flatten_forward(model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], head: SentenceHead | None) -> None:
