@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import InternalError
 from exporter.hardware import probe
@@ -26,10 +26,13 @@ from pipelines.stages import files as stage_files
 from pipelines.verification.latency_result import Rounds, read_rounds, spoils
 from pipelines.workshop import Made
 
+if TYPE_CHECKING:
+    from pipelines.compress.summary import Compression
+
 PACKAGES = (
     *("planish", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
     *("triton", "tensorrt", "tensorrt-cu13", "tensorrt-rtx-cu13"),
-    *("openvino", "torchao", "optimum", "tokenizers", "safetensors", "numpy", "scipy"),
+    *("openvino", "torchao", "optimum", "accelerate", "tokenizers", "safetensors", "numpy", "scipy"),
 )
 GOLDEN_BYTES = 24_000_000
 """Parity cases that a bundle carries: the small ones, up to so many bytes."""
@@ -50,11 +53,14 @@ class Results:
     race: Mapping[str, Any]
     points: Sequence[str]
     timeline: Sequence[Mapping[str, Any]]
+    origin: Source
+    """What the recipe names; `source` is what was exported, which is another model where the recipe compresses."""
+    compression: Compression | None = None
 
     @property
     def spec(self) -> str:
         """The source as the user wrote it, without the folders that lead to it."""
-        return Path(self.source.spec).name if Path(self.source.spec).is_absolute() else self.source.spec
+        return Path(self.origin.spec).name if Path(self.origin.spec).is_absolute() else self.origin.spec
 
 
 def planish_version() -> str:
@@ -180,7 +186,7 @@ def manifest(results: Results, selected: Mapping[str, str | None], owned: Mappin
     """``planish.json``, without its list of files."""
     record = results.recorded.record
     contract = InputContractEntry.model_validate({**record["signature"], **record["contract"]})
-    source = results.source
+    source = results.origin
     return Manifest(
         planish_version=planish_version(),
         name=results.name,
@@ -200,6 +206,7 @@ def manifest(results: Results, selected: Mapping[str, str | None], owned: Mappin
         input_contract=contract,
         variants=tuple(_entry(judged, owned.get(judged.candidate.variant.id, ())) for judged in results.variants),
         selected=dict(selected),
+        compression=None if results.compression is None else results.compression.document,
         environment={**environment(), "busy_elsewhere": results.race.get("busy_elsewhere")},
     )
 
@@ -254,6 +261,8 @@ def evidence(results: Results) -> Files:
         "passes": results.artifacts.passes,
     }
     files: Files = {f"evidence/{name}.json": to_json(document) for name, document in documents.items()}
+    if results.compression is not None:
+        files["evidence/compression.json"] = to_json(results.compression.evidence)
     if (learned := results.artifacts.calibration) is not None:
         files["evidence/calibration.json"] = learned.folder / learned.record["path"]
     return files

@@ -49,6 +49,7 @@ class Judged:
         gates: Records by gate.
         executed: What ran.
         timing: Of the race, see `WorkerTiming.to_dict`.
+        checked: The stage that judged it where it runs here; its predictions lie in the stage's folder.
     """
 
     candidate: Candidate
@@ -59,6 +60,7 @@ class Judged:
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
     executed: dict[str, Any] | None = None
     timing: dict[str, Any] = field(default_factory=dict)
+    checked: Made | None = None
 
     @property
     def runs_here(self) -> bool:
@@ -163,7 +165,7 @@ class Bench:
             label = f"{precision} emulated: FP32 kernels, rounded to {precision} by the Q/DQ pairs of the graph"
             title = f"Check the numbers of {precision}, emulated"
             literal = Variant(CPU_RUNNER, precision, LITERAL)
-            record = self._stage(literal, artifact, identity, frozenset(), quality=True, title=title)
+            record = self._stage(literal, artifact, identity, frozenset(), quality=True, title=title).record
             return {name: {**record[name], "runner": label} for name in ("parity", "quality")}
         emulation = artifacts.emulations.get(f"onnx-{precision}")
         runner = Variant(CPU_RUNNER, precision)
@@ -171,10 +173,10 @@ class Bench:
         if emulation is not None:
             label = f"{precision} emulated: FP32 kernels, rounded to {precision} at every typed edge"
             title = f"Check the numbers of {precision}, emulated"
-            records[label] = self._stage(runner, emulation, identity + "-emulated", frozenset(), title=title)
+            records[label] = self._stage(runner, emulation, identity + "-emulated", frozenset(), title=title).record
         if precision != "bf16":  # ONNX Runtime has no BF16 kernels on a CPU
             title = f"Check the numbers of {precision} on ONNX Runtime"
-            records[ITSELF] = self._stage(runner, artifact, identity, frozenset(), title=title)
+            records[ITSELF] = self._stage(runner, artifact, identity, frozenset(), title=title).record
         return {"parity": _together({name: record["parity"] for name, record in records.items()})}
 
     def _check_here(self, judged: Judged) -> None:
@@ -182,13 +184,14 @@ class Bench:
         if judged.artifact is None:
             return
         try:
-            record = self._stage(variant, judged.artifact, judged.identity, judged.trusted, quality=True)
+            judged.checked = self._stage(variant, judged.artifact, judged.identity, judged.trusted, quality=True)
         except PlanishError as error:
             if error.exit_status in (3, 130):
                 raise
             judged.gates["parity"] = {"verdict": "failed", "reason": str(error)}
             judged.gates["quality"] = skipped("it does not run")
             return
+        record = judged.checked.record
         judged.executed = record["executed"]
         judged.gates["parity"] = record["parity"]
         judged.gates["quality"] = record["quality"]
@@ -204,9 +207,9 @@ class Bench:
         *,
         quality: bool = False,
         title: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Made:
         settings = gate_settings(self.recipe)
-        made = self.shop.make(
+        return self.shop.make(
             f"check-{variant.id}",
             title or f"Check {variant.id}",
             "pipelines.stages.check:check",
@@ -231,7 +234,6 @@ class Bench:
             packages=(*ONNX, *GPU, "openvino", "torch"),
             bound_to_machine=True,
         )
-        return made.record
 
     def race(self, variants: Sequence[Judged], points: Sequence[str], *, anew: bool = False) -> dict[str, Any]:
         """Time every variant that runs here, and the baselines; returns the whole record.

@@ -147,6 +147,8 @@ class Manifest(_Closed):
     Attributes:
         recipe: The resolved recipe (`pipelines.recipe.Recipe.resolved`).
         selected: ``overall`` and each operating point to a variant's id, or `None` where none passed.
+        compression: Where the recipe compresses: every model on the way beside the teacher (see
+            `pipelines.compress.summary.describe`), and the ``gate`` on what was lost.
         files: Every other file of the bundle by its path, with ``/``.
         manifest_sha256: SHA-256 of the canonical JSON of the manifest without this key.
     """
@@ -161,6 +163,7 @@ class Manifest(_Closed):
     input_contract: InputContractEntry
     variants: tuple[VariantEntry, ...]
     selected: dict[str, str | None]
+    compression: dict[str, Any] | None = None
     environment: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
     manifest_sha256: str = ""

@@ -19,6 +19,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from exporter.artifact import PRECISIONS
 from exporter.errors import RequestError
 from exporter.hardware import affinity, cpu_quota
+from pipelines.compress.sections import Compress
 from pipelines.digests import json_digest, path_digest
 from pipelines.recipe_errors import Wrong, request_error
 from pipelines.recipe_file import anchor_paths, merge, parse_overrides, read_yaml
@@ -81,6 +82,7 @@ class Recipe(Section):
     export: Export = Export()
     contract: Contract = Contract()
     custom: Custom | None = None
+    compress: Compress = Compress()
     data: Data = Data()
     calibration: Calibration = Calibration()
     parity: Parity = Parity()
@@ -165,7 +167,19 @@ class Recipe(Section):
         if learned.data is not None:
             found = self._data_digest("calibration", learned.data, learned.split, learned.sha256)
             data["calibration"] |= {"data": Path(learned.data).name, "sha256": found}
+        data["compress"] |= self._compress_resolved()
         return data
+
+    def _compress_resolved(self) -> dict[str, Any]:
+        """The section's paths as names, and digests of what lies there."""
+        asked, found = self.compress, {}
+        digests: dict[str, str] = {}
+        for key in ("data", "validation", "unlabelled"):
+            if (given := getattr(asked, key)) is not None and asked.steps:
+                wanted = asked.sha256.get(key)
+                digests[key] = self._data_digest("compress", given, asked.split if key == "data" else None, wanted)
+                found[key] = Path(given).name
+        return {**found, "sha256": digests}
 
     def _data_digest(self, section: str, given: str, split: str | None, wanted: str | None) -> str:
         """Of the file or folder; for pictures also of those that its rows name, which lie in files of their own."""
@@ -194,6 +208,9 @@ def recipe_digest(resolved: Mapping[str, Any]) -> str:
     if (section := data.get("calibration")) and section.get("sha256"):
         kept = {key: value for key, value in section.items() if key != "data"}
         data["calibration"] = kept | {"format": data_format(str(section.get("data")))}
+    if (section := data.pop("compress", None)) and section["steps"]:  # earlier versions had no such section
+        formats = {key: data_format(str(section[key])) for key in section["sha256"]}
+        data["compress"] = {key: value for key, value in section.items() if key not in formats} | {"formats": formats}
     return json_digest(data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from exporter.errors import RequestError
 
 MAX_RECIPE_BYTES = 1 << 20
+_PATHS = {"data": ("evaluation",), "calibration": ("data",), "compress": ("data", "validation", "unlabelled")}
 _SOURCE_FILES = (".onnx", ".pt2", ".pt", ".pth", ".bin")
 
 
@@ -28,6 +30,12 @@ class _Loader(yaml.SafeLoader):
                     raise RequestError("a key is given twice", f"{key!r} in line {line}", "Keep one of the two")
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 wants a point in a number with an exponent, YAML 1.2 does not, and nobody means text by 2e-5.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -95,11 +103,24 @@ def anchor_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     anchored = dict(data)
     if isinstance(source := data.get("source"), str):
         anchored["source"] = _anchor_source(source, folder)
-    for name, key in (("data", "evaluation"), ("calibration", "data")):
+    for name, keys in _PATHS.items():
         section = data.get(name)
-        if isinstance(section, Mapping) and isinstance(path := section.get(key), str) and path:
-            anchored[name] = {**section, key: _absolute(path, folder)}
+        if isinstance(section, Mapping):
+            given = {key: section[key] for key in keys if isinstance(section.get(key), str) and section[key]}
+            anchored[name] = {**section, **{key: _absolute(path, folder) for key, path in given.items()}}
+    section = anchored.get("compress")
+    if isinstance(section, Mapping) and isinstance(steps := section.get("steps"), list | tuple):
+        anchored["compress"] = {**section, "steps": [_anchor_step(step, folder) for step in steps]}
     return anchored
+
+
+def _anchor_step(step: Any, folder: Path) -> Any:
+    """A distilling step with the checkpoints that it names made absolute where they are paths."""
+    distil = step.get("distil") if isinstance(step, Mapping) else None
+    if not isinstance(distil, Mapping):
+        return step
+    named = {key: distil[key] for key in ("teacher", "student") if isinstance(distil.get(key), str)}
+    return {**step, "distil": {**distil, **{key: _anchor_source(name, folder) for key, name in named.items()}}}
 
 
 def _anchor_source(source: str, folder: Path) -> str:

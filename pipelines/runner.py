@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import EnvironmentLackError, GateError, PlanishError, RequestError
-from exporter.original.plain import original_arguments
 from exporter.preprocess import read_labels
 from exporter.sources import resolve_source
 from exporter.tasks import get_task, infer_task
@@ -26,9 +25,10 @@ from pipelines.plan import PROGRAMS, candidates, ingredients, original_key, refu
 from pipelines.progress import Progress
 from pipelines.quantizing import Learning
 from pipelines.recipe import Recipe, data_format, recipe_digest, usable_cores
+from pipelines.recording import original_of, record_original
 from pipelines.searching import kept_forms
 from pipelines.verification.latency_result import spoils
-from pipelines.workshop import TORCH, Made, Workshop
+from pipelines.workshop import Made, Workshop
 
 if TYPE_CHECKING:
     from exporter.sources import Source
@@ -72,7 +72,8 @@ def run(
     recipe = recipe.model_copy(update={"task": task.name, "name": recipe.name or source.name})
     name = str(recipe.name)
     folder = Path("bundles") / name if out is None else Path(out)
-    _refuse_bad_metric(recipe, source)
+    if not recipe.compress.steps:
+        _refuse_bad_metric(recipe, source)
     resolved = recipe.resolved()  # once: it reads the data for their digest
     digest = recipe_digest(resolved)
     state = check_out(folder, source.digest, digest, overwrite)
@@ -118,6 +119,10 @@ def outcome(bundle: Bundle) -> GateError | None:
         if entry is None or entry.status != "passed":
             reason = "it was not made" if entry is None else f"{entry.status}: {entry.reason}"
             return GateError("a required variant did not pass", f"{name} ({reason})", f"See {bundle.path}/report.html")
+    gate = (bundle.manifest.compression or {}).get("gate", {})
+    if gate.get("verdict") in ("failed", "inconclusive"):
+        said = f"{gate['verdict']}: {gate['reason']}"
+        return GateError("compression lost more than compress.max_drop allows", said, f"See {bundle.path}/report.html")
     if bundle.manifest.selected.get("overall") is None:
         return GateError("no variant passed its gates", bundle.path, "The report says what came closest")
     return None
@@ -144,7 +149,15 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
 
 
 def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:
-    bench, artifacts, variants, learning = _make(shop, recipe, resolved, source)
+    compressed = None
+    if recipe.compress.steps:
+        from pipelines.compress.run import compress
+
+        _refuse_bad_data(recipe, None)
+        compressed = compress(shop, recipe, resolved, source)
+    exported = source if compressed is None else compressed.source
+    _refuse_bad_metric(recipe, exported)
+    bench, artifacts, variants, learning = _make(shop, recipe, resolved, exported)
     bench.check_all(variants, artifacts)
     points = bench.recorded.record["points"]
     if recipe.calibration.search:
@@ -152,10 +165,11 @@ def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Sour
         variants = kept_forms(bench, artifacts, variants, learning, points[-1] if points else None)
     race = bench.race(variants, points)
     add_timings(variants, race, recipe.latency.min_speedup)
-    return assemble.Results(
+    results = assemble.Results(
         name=str(recipe.name),
         task=str(recipe.task),
-        source=source,
+        source=exported,
+        origin=source,
         recipe=resolved,
         recorded=bench.recorded,
         artifacts=artifacts,
@@ -164,41 +178,27 @@ def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Sour
         points=points,
         timeline=shop.timeline,
     )
+    if compressed is None:
+        return results
+    from pipelines.compress.summary import sum_up
+
+    _, data_id = _data(recipe, resolved["data"]["sha256"])
+    return replace(results, compression=sum_up(bench, compressed, data_id, variants, assemble.selection(results)))
 
 
 def _make(
     shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source
 ) -> tuple[Bench, Artifacts, list[Judged], Learning]:
     """Run the original, and make every artifact and engine."""
-    original = original_arguments(
-        source,
-        get_task(str(recipe.task)),
-        max_batch=recipe.export.max_batch,
-        max_length=recipe.export.max_length,
-        attends=recipe.contract.attends,
-        custom=None if recipe.custom is None else recipe.custom.model_dump(mode="json"),
-    )
+    original = original_of(recipe, source)
     identity = original_key(original)
     planned = candidates(recipe, traceable=source.kind != "onnx")
     data, data_id = _data(recipe, resolved["data"]["sha256"])
     _refuse_bad_data(recipe, source)
-    asked = {
-        "samples": recipe.parity.samples,
-        "seed": recipe.seed,
-        "points": list(recipe.latency.points),
-        "points_given": "points" in recipe.latency.model_fields_set,
-        "precisions": sorted({c.variant.precision for c in planned} & {"fp16", "bf16"}),
-    }
+    halves = {c.variant.precision for c in planned} & {"fp16", "bf16"}
 
     def record() -> Made:
-        return shop.make(
-            "record",
-            "Run the original",
-            "pipelines.stages.record:record",
-            {"original": original, "data": data, **asked},
-            inputs={"original": identity, "data": data_id, **asked},
-            packages=(*TORCH, "onnxruntime", "numpy", "pillow"),
-        )
+        return record_original(shop, recipe, original, identity, data, data_id, halves)
 
     def program(precision: str) -> Made | PlanishError:
         try:
@@ -214,7 +214,7 @@ def _make(
     works: list[Callable[[], Any]] = [record, lambda: export_onnx(shop, original, identity, recipe.export)]
     works += [partial(program, precision) for precision in programs.values()]
     found: list[Any] = shop.together(works)
-    recorded, exported, traced = _named_now(found[0], data), found[1], dict(zip(programs, found[2:], strict=True))
+    recorded, exported, traced = found[0], found[1], dict(zip(programs, found[2:], strict=True))
     learning = Learning.of(recipe.calibration, recipe.seed, original, identity, *_calibration_data(recipe, resolved))
     artifacts = make_artifacts(
         shop, recorded, exported, traced, planned, recipe.export, learning, recipe.engine.options()
@@ -251,16 +251,10 @@ def _opened(
     return {"path": str(path), **common}, {"sha256": digest, "format": data_format(path.name), **common}
 
 
-def _named_now(recorded: Made, data: Mapping[str, Any]) -> Made:
-    """The record with the name that the data have in this run: an earlier one may have read them under another."""
-    if data["path"] is None:
-        return recorded
-    origin = Path(data["path"], data["split"] or "").name
-    return replace(recorded, record={**recorded.record, "data": {**recorded.record["data"], "origin": origin}})
-
-
-def _refuse_bad_data(recipe: Recipe, source: Source) -> None:
+def _refuse_bad_data(recipe: Recipe, source: Source | None) -> None:
     """Open the user's data once before anything heavy starts: what is wrong with a file is said at once.
+
+    Without `source` its classes are not known yet.
 
     The roles of a `custom` task are its model's inputs, which nobody knows yet: there the first stage finds out.
     """
@@ -284,6 +278,8 @@ def _refuse_bad_data(recipe: Recipe, source: Source) -> None:
         seed=recipe.seed,
         split=asked.split,
     )
+    if source is None:
+        return
     folder = source.files_folder
     if folder is not None and problem_type(folder) in WITHOUT_METRIC:
         return

@@ -1,0 +1,222 @@
+"""What a training minimises: the labels alone, or a teacher's answers and inner states as well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from exporter.errors import RequestError
+from exporter.structure import layer_parts, layers_of
+from pipelines.compress import objectives
+from pipelines.compress.examples import COUNTED, INDEX, OWN, TARGET
+from pipelines.compress.sections import Loss
+
+PROJECTIONS = "planish_projections"
+"""Attribute of a student in training: what brings its hidden states to the teacher's width."""
+_RELATION_HEADS = 12
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of the terms of a loss, none of them open (see `Loss`)."""
+
+    hard: float = 0.0
+    soft: float = 0.0
+    temperature: float = 2.0
+    hidden: float = 0.0
+    attention: float = 0.0
+    relations: float = 0.0
+    cosine: float = 0.0
+    embedding: float = 0.0
+
+    @property
+    def inner(self) -> bool:
+        """Whether the teacher has to run beside the student: its inner states are too large to keep."""
+        return bool(self.hidden or self.attention or self.relations or self.cosine)
+
+    @classmethod
+    def of(cls, loss: Loss, task: str, *, labelled: bool, teacher: bool) -> Terms:
+        """The terms of a recipe's loss; what it leaves open is as suits the task.
+
+        Raises:
+            RequestError: A term means nothing for the task.
+        """
+        encoder = task == "feature-extraction"
+        if not teacher:
+            if encoder:
+                raise RequestError(
+                    "a sentence encoder is trained by its teacher only", task, "Give a teacher, or distil"
+                )
+            return cls(hard=1.0)
+        if encoder and (loss.hard or loss.soft):
+            raise RequestError(
+                "a sentence encoder has no labels or logits to learn from", "hard, soft", "Use embedding"
+            )
+        if not encoder and loss.embedding:
+            raise RequestError("only sentence encoders have embeddings to learn from", task, "Leave out loss.embedding")
+        given = loss.model_dump()
+        matched = any(given[name] for name in ("hidden", "attention", "relations", "cosine"))
+        usual = {
+            "hard": 0.0 if encoder or not labelled else 0.5,
+            "soft": 0.0 if encoder else 0.5 if labelled else 1.0,
+            "embedding": 0.0 if not encoder or matched else 1.0,
+        }
+        return cls(**{name: usual[name] if value is None else value for name, value in given.items()})
+
+
+@dataclass
+class Answers:
+    """What the teacher said of every row, kept from an earlier stage: logits, or embeddings; by the row's number."""
+
+    values: Any
+    device: Any = None
+
+    def of(self, index: Any, device: Any) -> Any:
+        return torch.from_numpy(self.values[index.cpu().numpy()]).to(device)
+
+
+@dataclass
+class Lesson:
+    """The objective of a training (`pipelines.compress.training.Objective`).
+
+    Attributes:
+        terms: Weights.
+        answers: Of the teacher, where logits or embeddings are learned.
+        teacher: The model itself, where its inner states are.
+        pool: From hidden states and mask to sentence embeddings.
+        layer_map: For each student layer, the teacher's layer whose states it learns.
+    """
+
+    terms: Terms
+    answers: Answers | None = None
+    teacher: Any = None
+    pool: Callable[[Any, Any], Any] | None = None
+    layer_map: Sequence[int] = ()
+    _watched: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, model: Any, batch: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        terms = self.terms
+        how = {"output_hidden_states": bool(terms.hidden or terms.cosine), "output_attentions": bool(terms.attention)}
+        outputs = model(**inputs, **{name: True for name, wanted in how.items() if wanted})
+        total = torch.zeros((), device=next(iter(inputs.values())).device)
+        if terms.hard:
+            total = total + terms.hard * objectives.hard_targets(outputs.logits, batch[TARGET])
+        if terms.soft and self.answers is not None:
+            theirs = self.answers.of(batch[INDEX], outputs.logits.device)
+            theirs = _fitted(theirs, outputs.logits)
+            total = total + terms.soft * objectives.soft_targets(
+                outputs.logits, theirs, batch[COUNTED], terms.temperature
+            )
+        if terms.embedding and self.answers is not None and self.pool is not None:
+            mine = self.pool(outputs.last_hidden_state, inputs["attention_mask"])
+            theirs = self.answers.of(batch[INDEX], mine.device)
+            if mine.shape != theirs.shape:
+                told = f"{theirs.shape[-1]} and {mine.shape[-1]} numbers"
+                raise RequestError(
+                    "teacher and student have embeddings of different length",
+                    told,
+                    "Give the student the teacher's width",
+                )
+            total = total + terms.embedding * objectives.embeddings(mine, theirs)
+        if self.teacher is not None and terms.inner:
+            total = total + self._inner(model, batch, inputs, outputs, how)
+        return total, outputs
+
+    def _inner(
+        self, model: Any, batch: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Any, how: Mapping[str, bool]
+    ) -> Any:
+        terms, mask = self.terms, inputs["attention_mask"]
+        self.teacher.to(mask.device)
+        own = {name: batch[OWN + name] for name in inputs if OWN + name in batch}
+        with torch.no_grad():
+            theirs = self.teacher(**{**inputs, **own}, **{name: True for name, wanted in how.items() if wanted})
+        total = torch.zeros((), device=mask.device)
+        bare = _unwrapped(model)
+        if terms.hidden:
+            projections = getattr(bare, PROJECTIONS)
+            pairs = [(0, 0), *((i + 1, j + 1) for i, j in enumerate(self.layer_map))]
+            for projection, (i, j) in zip(projections, pairs, strict=True):
+                mine = projection(outputs.hidden_states[i])
+                total = total + terms.hidden * objectives.hidden_states(mine, theirs.hidden_states[j], mask)
+        if terms.cosine:
+            mine, other = outputs.hidden_states[-1], theirs.hidden_states[-1]
+            total = total + terms.cosine * objectives.cosine_hidden(mine, other, mask)
+        if terms.attention:
+            for i, j in enumerate(self.layer_map):
+                mine, other = outputs.attentions[i], theirs.attentions[j]
+                total = total + terms.attention * objectives.attention_scores(mine, other, mask)
+        if terms.relations:
+            for name in ("query", "key", "value"):
+                mine, other = self._watched[f"student.{name}"], self._watched[f"teacher.{name}"]
+                heads = math.gcd(mine.shape[-1], other.shape[-1], _RELATION_HEADS)
+                total = total + terms.relations * objectives.self_attention_relations(mine, other, mask, heads) / 3
+        return total
+
+    def prepare(self, student: Any) -> None:
+        """Put what training needs into the student: projections to the teacher's width, and eyes on its last layer.
+
+        Raises:
+            RequestError: The inside of one of the two is not known.
+        """
+        if self.teacher is None or not self.terms.inner:
+            return
+        self.teacher.eval().requires_grad_(False)
+        if self.terms.attention:
+            for model in (student, self.teacher):
+                model.set_attn_implementation("eager")  # other kernels keep no distribution
+        mine, theirs = _width(student), _width(self.teacher)
+        if self.terms.cosine and mine != theirs:
+            raise RequestError(
+                "the direction of hidden states needs equal widths", f"{theirs} and {mine}", "Use loss.hidden"
+            )
+        if self.terms.hidden:
+            same = mine == theirs
+            made = [
+                nn.Identity() if same else nn.Linear(mine, theirs, bias=False) for _ in range(1 + len(self.layer_map))
+            ]
+            setattr(student, PROJECTIONS, nn.ModuleList(made))
+        if self.terms.relations:
+            for role, model in (("student", student), ("teacher", self.teacher)):
+                parts = layer_parts(model, len(layers_of(model)) - 1)
+                for name in ("query", "key", "value"):
+                    getattr(parts, name).register_forward_hook(self._eye(f"{role}.{name}"))
+
+    def _eye(self, name: str) -> Callable[..., None]:
+        def see(module: Any, given: Any, output: Any) -> None:
+            self._watched[name] = output
+
+        return see
+
+    def finish(self, student: Any) -> None:
+        """Take out of the student what `prepare` put in."""
+        if hasattr(student, PROJECTIONS):
+            delattr(student, PROJECTIONS)
+        self._watched.clear()
+
+
+def usual_layer_map(student: int, teacher: int) -> list[int]:
+    """For each student layer the teacher's layer at the end of its equal share: the first of 3 learns the second of 6
+    (TinyBERT, section 4.2).
+
+    >>> usual_layer_map(3, 6)
+    [1, 3, 5]
+    """
+    return [max(0, round((i + 1) * teacher / student) - 1) for i in range(student)]
+
+
+def _fitted(theirs: Any, like: Any) -> Any:
+    """Logits of tokens are kept padded to the longest row of all."""
+    return theirs[:, : like.shape[1]] if theirs.ndim == 3 else theirs
+
+
+def _width(model: Any) -> int:
+    return int(getattr(model.config, "hidden_size", 0) or model.config.dim)
+
+
+def _unwrapped(model: Any) -> Any:
+    return getattr(model, "module", model)

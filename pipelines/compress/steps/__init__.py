@@ -1,0 +1,1 @@
+"""The steps, each a stage: a model folder in, a model folder and a record out."""

@@ -1,0 +1,220 @@
+"""What every step has before it: the model, its data, its teacher, opened from the stage's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.datasets import Dataset, limited, load_task_dataset
+from exporter.errors import RequestError
+from exporter.preprocess import read_labels
+from exporter.sources import Source
+from exporter.tasks import Task, get_task
+from pipelines.compress.examples import Examples, encode_examples, join, refuse_missing_classes, with_teacher
+from pipelines.compress.models import MODEL, open_trainable, save_model
+from pipelines.compress.sections import Loss, Training
+from pipelines.compress.teacher import ANSWERS, refuse_unlike
+
+
+@dataclass
+class Desk:
+    """One step's model and data.
+
+    Attributes:
+        source: The model that enters.
+        task: What it does.
+        arguments: Of the stage: ``source``, ``task``, ``data`` (``train``, ``validation``, ``unlabelled``: ``path``,
+            ``columns``, ``split``, ``limit`` or null), ``seed``, ``metric``, ``teacher``, ``answers``, ``checkpoints``,
+            ``folder``.
+    """
+
+    source: Source
+    task: Task
+    arguments: Mapping[str, Any]
+
+    @cached_property
+    def model(self) -> Any:
+        return open_trainable(self.source, self.task)
+
+    @cached_property
+    def encoder(self) -> Any:
+        return encoder_of(self.source, self.task)
+
+    @property
+    def labels(self) -> dict[int, str]:
+        return {} if self.source.files_folder is None else read_labels(self.source.files_folder)
+
+    @property
+    def seed(self) -> int:
+        return int(self.arguments["seed"])
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.arguments["folder"])
+
+    @property
+    def pad(self) -> dict[str, int]:
+        return {"input_ids": int(getattr(self.encoder, "pad_id", None) or 0)}
+
+    @property
+    def pad_side(self) -> str:
+        return str(getattr(self.encoder, "pad_side", "right"))
+
+    def data(self, name: str) -> Dataset | None:
+        """One of the step's data sets, or ``None``."""
+        return open_rows(self.task.name, self.arguments["data"].get(name), self.seed)
+
+    def examples(self, max_length: int | None, *, encoder: Any = None) -> Examples:
+        """The rows to train on, labelled ones first."""
+        parts: list[Examples] = []
+        for name in ("train", "unlabelled"):
+            data = self.data(name)
+            if data is not None:
+                rows: Any = (
+                    data if name == "train" else ({k: v for k, v in row.items() if k != "label"} for row in data)
+                )
+                first = sum(len(part) for part in parts)
+                parts.append(
+                    encode_examples(
+                        self.task.name,
+                        encoder or self.encoder,
+                        rows,
+                        labels=self.labels,
+                        max_length=max_length,
+                        first=first,
+                    )
+                )
+        if not parts:
+            raise RequestError("there is nothing to train on", "no data", "Give compress.data")
+        return join(parts)
+
+    @property
+    def labelled(self) -> bool:
+        data = self.data("train")
+        return data is not None and data.labelled
+
+    def pool(self, device: Any = "cpu") -> Any:
+        """From hidden states and mask to the sentence embedding; ``None`` where the model has logits."""
+        if self.task.name != "feature-extraction":
+            return None
+        from exporter.original.pooling import load_sentence_head, pool_mean
+
+        head = load_sentence_head(self.source)
+        return pool_mean if head is None else head.to(device).eval().requires_grad_(False)
+
+    def save(self, model: Any, **options: Any) -> dict[str, Any]:
+        """Write the model that the step leaves; returns its size and cost."""
+        from exporter.structure.checkpoint import WEIGHTS
+        from pipelines.compress.measure import measure_model
+
+        model = model.cpu().eval()
+        save_model(model, self.source, self.folder / MODEL, **options)
+        return measure_model(model, self.folder / MODEL / WEIGHTS)
+
+
+def open_desk(arguments: Mapping[str, Any]) -> Desk:
+    """The desk that a stage's arguments describe."""
+    return Desk(Source.from_dict(dict(arguments["source"])), get_task(arguments["task"]), arguments)
+
+
+def encoder_of(source: Source, task: Task) -> Any:
+    """The pre-processing of a model."""
+    from exporter.original.open import open_original
+
+    return open_original(source, task).encoder
+
+
+def open_rows(task: str, asked: Mapping[str, Any] | None, seed: int) -> Dataset | None:
+    """One of the data sets of the recipe's section `compress:`."""
+    if asked is None:
+        return None
+    data = load_task_dataset(task, Path(asked["path"]), columns=asked["columns"], split=asked["split"])
+    return limited(data, asked.get("limit"), seed=seed)
+
+
+def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, callbacks: Any = ()) -> dict[str, Any]:
+    """Train a model by the labels, and by the teacher where `loss` is given and there is one; returns the record.
+
+    Raises:
+        RequestError: Labels or classes are wrong, or teacher and student do not go together.
+    """
+    import torch
+
+    from pipelines.compress.learning import Answers, Lesson, Terms, usual_layer_map
+    from pipelines.compress.training import train
+
+    arguments = desk.arguments
+    teacher = Source.from_dict(dict(arguments["teacher"])) if arguments.get("teacher") and loss is not None else None
+    terms = Terms.of(loss or Loss(), desk.task.name, labelled=desk.labelled, teacher=teacher is not None)
+    if terms.hard and not desk.labelled:
+        raise RequestError(
+            "there are no labels to learn from", "compress.data", "Give a column of labels, or loss.hard: 0"
+        )
+    train_data = desk.data("train")
+    if terms.hard and train_data is not None:
+        refuse_missing_classes(train_data, desk.labels)
+    examples = desk.examples(settings.max_length)
+    lesson = Lesson(terms, pool=desk.pool())
+    if teacher is not None:
+        their_encoder = encoder_of(teacher, desk.task)
+        if hasattr(their_encoder, "tokenizer"):
+            texts = [str(next(iter(v for v in row.values() if isinstance(v, str)), "")) for row in _some(desk)]
+            refuse_unlike(teacher, desk.source, (their_encoder, desk.encoder), texts)
+        if terms.soft or terms.embedding:
+            lesson.answers = Answers(np.load(Path(arguments["answers"]) / ANSWERS, mmap_mode="r"))
+        if terms.inner:
+            lesson.teacher = open_trainable(teacher, desk.task)
+            lesson.layer_map = usual_layer_map(_layers(model), _layers(lesson.teacher))
+            if their_encoder.tokenizer.get_vocab() != desk.encoder.tokenizer.get_vocab():
+                examples = with_teacher(examples, desk.examples(settings.max_length, encoder=their_encoder))
+    torch.manual_seed(desk.seed)
+    lesson.prepare(model)
+    judged, score = _validation(desk, settings)
+    trained = train(
+        model,
+        settings,
+        examples,
+        lesson,
+        folder=Path(arguments["checkpoints"]),
+        seed=desk.seed,
+        pad=desk.pad,
+        pad_side=desk.pad_side,
+        validation=judged,
+        score=score,
+        callbacks=callbacks,
+    )
+    lesson.finish(model)
+    told = {name: value for name, value in terms.__dict__.items() if value}
+    return {**trained.to_dict(), "loss": told, "teacher": None if teacher is None else teacher.name}
+
+
+def _validation(desk: Desk, settings: Training) -> tuple[Examples | None, Any]:
+    from pipelines.compress.training import classes_score
+    from pipelines.verification.metrics import get_metric
+
+    data = desk.data("validation")
+    if data is None or desk.task.name == "feature-extraction":
+        return None, None
+    examples = encode_examples(desk.task.name, desk.encoder, data, labels=desk.labels, max_length=settings.max_length)
+    one_class_a_row = desk.task.name in ("text-classification", "image-classification")
+    name = desk.arguments.get("metric") or desk.task.metric
+    return examples, classes_score(get_metric(str(name))) if one_class_a_row else None
+
+
+def _some(desk: Desk, count: int = 64) -> list[Any]:
+    from itertools import islice
+
+    return [
+        row for name in ("train", "unlabelled") if (data := desk.data(name)) is not None for row in islice(data, count)
+    ]
+
+
+def _layers(model: Any) -> int:
+    from exporter.structure import layers_of
+
+    return len(layers_of(model))

@@ -1,0 +1,363 @@
+"""Training through `transformers.Trainer`: what a recipe says as its arguments, an objective as its loss, and what it
+lacks: a stop at a loss that is no number, checkpoints by time, shared tensors in them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from exporter.errors import EnvironmentLackError, PlanishError, RequestError
+from exporter.structure.checkpoint import WEIGHTS, stored_once
+from pipelines.compress.examples import COUNTED, INDEX, OWN, TARGET, Example, Examples, collator
+from pipelines.compress.objectives import IGNORED, hard_targets
+from pipelines.compress.sections import Training
+from pipelines.processes import report_progress
+
+NOT_INPUTS = (COUNTED, TARGET, INDEX)
+_LOGGED_STEPS = 20
+
+
+class Objective(Protocol):
+    """What is minimised."""
+
+    def __call__(self, model: Any, batch: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The summed loss of a batch and the model's outputs.
+
+        Args:
+            model: In training mode.
+            batch: All of it, by key.
+            inputs: The model's inputs alone.
+        """
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did.
+
+    Attributes:
+        steps: Optimizer steps.
+        epochs: Passes over the data.
+        seconds: Time it took, without what an interrupted run did before.
+        losses: Step and mean loss since the one before.
+        evaluations: Step, epoch and result of each evaluation on the validation data.
+        resumed_at: Step that it went on from; 0: it began.
+        examples: Rows trained on.
+        devices: Processes that trained.
+        precision: As asked for.
+    """
+
+    steps: int
+    epochs: float
+    seconds: float
+    losses: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+    resumed_at: int
+    examples: int
+    devices: int
+    precision: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def train(
+    model: Any,
+    settings: Training,
+    examples: Examples,
+    objective: Objective,
+    *,
+    folder: Path,
+    seed: int,
+    pad: Mapping[str, int],
+    pad_side: str = "right",
+    validation: Examples | None = None,
+    score: Callable[[Any, Any], float] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trained:
+    """Train a model in place; it is in evaluation mode afterwards.
+
+    A training that was interrupted goes on from its last checkpoint in `folder`.
+
+    Args:
+        model: A `transformers` model.
+        settings: How.
+        examples: What on.
+        objective: What is minimised.
+        folder: Of checkpoints; emptied by the caller when what was trained is safe.
+        seed: Of order and dropout.
+        pad: Value of padding by input.
+        pad_side: Where padding goes.
+        validation: What it is judged on while it goes; the best of the models judged is kept.
+        score: From logits and targets of the validation data to a figure, the higher the better; none: the loss.
+        callbacks: Further ones.
+
+    Raises:
+        RequestError: The loss is no number, or the batch does not fit the devices.
+        EnvironmentLackError: `accelerate` is missing, or the precision does not run here.
+    """
+    if not len(examples):
+        raise RequestError("there is nothing to train on", "0 rows", "Give training data")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, accumulated = divide(settings, world)
+    _set_dropout(model, settings.dropout)
+    arguments = _arguments(
+        settings, folder, seed, micro, accumulated, world=world, judged=validation is not None, score=score is not None
+    )
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Rows(examples),
+        eval_dataset=None if validation is None else _Rows(validation),
+        data_collator=collator(pad, pad_side),
+        compute_metrics=None if score is None else (lambda found: {"score": score(found.predictions, found.label_ids)}),
+        callbacks=[_Progress(settings.save_minutes if world == 1 else None), *_stopping(settings), *callbacks],
+    )
+    trainer.objective = objective
+    trainer.input_names = examples.inputs
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    began = time.monotonic()
+    resumed_at = 0 if last is None else int(last.rsplit("-", 1)[-1])
+    if last is not None:
+        report_progress(f"going on from step {resumed_at}")
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except _NotANumber as error:
+        raise _diverged(error, folder, settings) from error
+    model.eval()
+    history = trainer.state.log_history
+    return Trained(
+        steps=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0.0),
+        seconds=time.monotonic() - began,
+        losses=[{"step": e["step"], "loss": float(e["loss"])} for e in history if "loss" in e],
+        evaluations=[
+            {"step": e["step"], "epoch": e["epoch"], "loss": e["eval_loss"], "score": e.get("eval_score")}
+            for e in history
+            if "eval_loss" in e
+        ],
+        resumed_at=resumed_at,
+        examples=len(examples),
+        devices=world,
+        precision=settings.precision,
+    )
+
+
+def divide(settings: Training, devices: int) -> tuple[int, int]:
+    """Rows that a device takes at a time, and how many such parts it accumulates.
+
+    Raises:
+        RequestError: `batch_size` cannot be divided among the devices so.
+    """
+    share, rest = divmod(settings.batch_size, devices)
+    micro = settings.micro_batch or share
+    if rest or not share or share % micro:
+        told = f"batch_size {settings.batch_size} over {devices} devices, micro_batch {settings.micro_batch}"
+        raise RequestError("the batch cannot be divided among the devices", told, "Choose sizes that divide each other")
+    return micro, share // micro
+
+
+class _Rows(torch.utils.data.Dataset[Example]):
+    """Examples, as `torch` wants a data set to be."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, number: int) -> Example:
+        return self.examples[number]
+
+
+class _Trainer(Trainer):
+    """Minimises `objective`, divided by the number of what counts in the whole batch."""
+
+    objective: Objective
+    input_names: tuple[str, ...] = ()
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.model_accepts_loss_kwargs = True  # it counts what is not -100 in `labels`, over all parts and devices
+        self.label_names = [TARGET]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        mine = {name: inputs[name] for name in self.input_names}
+        total, outputs = self.objective(model, inputs, mine)
+        count = num_items_in_batch
+        if count is None:
+            count = inputs[COUNTED].ne(IGNORED).sum().clamp(min=1)
+        loss = total / count
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes afterwards
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # Looking at it waits for a GPU, so there only now and then.
+        if (loss.device.type == "cpu" or self.state.global_step % _LOGGED_STEPS == 0) and not bool(
+            torch.isfinite(loss)
+        ):
+            raise _NotANumber(self.state.global_step + 1, float(loss))
+        return loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """By the labels alone: a teacher's answers are there for the training data only."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**{name: inputs[name] for name in self.input_names}).logits
+            loss = hard_targets(logits, inputs[TARGET]) / inputs[TARGET].ne(IGNORED).sum().clamp(min=1)
+        return loss.detach(), None if prediction_loss_only else logits.detach(), inputs[TARGET]
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A checkpoint of the weights alone: tensors that layers share are in it once."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir or ".")
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(
+                stored_once(self.accelerator.unwrap_model(self.model)), folder / WEIGHTS, metadata={"format": "pt"}
+            )
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Shared tensors are missing in a checkpoint under all names but the first, and that is right."""
+
+
+class _NotANumber(Exception):
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss is {loss} at step {step}")
+        self.step, self.loss = step, loss
+
+
+class _Progress(TrainerCallback):
+    """Tells how far it is, and has a checkpoint written every so many minutes."""
+
+    def __init__(self, save_minutes: float | None) -> None:
+        self.every_s = math.inf if save_minutes is None else 60 * save_minutes
+        self.began = self.saved = self.told = time.monotonic()
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = self.saved = time.monotonic()
+        self.first = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        now = time.monotonic()
+        if now - self.saved > self.every_s and state.global_step < state.max_steps:
+            control.should_save, self.saved = True, now
+        if now - self.told > 1.0:
+            self.told = now
+            done = state.global_step - self.first
+            left_s = (state.max_steps - state.global_step) * (now - self.began) / max(1, done)
+            loss = next((f", loss {e['loss']:.3g}" for e in reversed(state.log_history) if "loss" in e), "")
+            report_progress(f"step {state.global_step} of {state.max_steps}{loss}, {_time(left_s)} left")
+        return control
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _stopping(settings: Training) -> list[TrainerCallback]:
+    patience = settings.early_stopping
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+def _arguments(
+    settings: Training, folder: Path, seed: int, micro: int, accumulated: int, *, world: int, judged: bool, score: bool
+) -> TrainingArguments:
+    schedule = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[settings.schedule]
+    when = "epoch" if settings.evaluations == 1 else "steps"
+    # The clocks of several processes do not agree on when to save: they do after each epoch.
+    often: dict[str, Any] = {"save_strategy": "epoch" if world > 1 else "no"}
+    if judged:
+        often = {"eval_strategy": when, "save_strategy": when, "load_best_model_at_end": True}
+        often |= {"metric_for_best_model": "score" if score else "loss", "greater_is_better": score}
+        if when == "steps":
+            share = 1 / max(1, math.ceil(settings.epochs * settings.evaluations))
+            often |= {"eval_steps": share, "save_steps": share}
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps or -1,
+            per_device_train_batch_size=micro,
+            per_device_eval_batch_size=max(32, micro),
+            gradient_accumulation_steps=accumulated,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup,
+            lr_scheduler_type=schedule,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            bf16=settings.precision == "bf16",
+            fp16=settings.precision == "fp16",
+            gradient_checkpointing=settings.gradient_checkpointing,
+            seed=seed,
+            data_seed=seed,
+            save_total_limit=2,
+            logging_steps=_LOGGED_STEPS,
+            logging_nan_inf_filter=False,
+            train_sampling_strategy="group_by_length",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            report_to=[],
+            disable_tqdm=True,
+            log_level="error",
+            label_names=[TARGET],
+            **often,
+        )
+    except ImportError as error:
+        remedy = "pip install 'planish[compress]'"
+        raise EnvironmentLackError("training needs a package that is missing", str(error)[:200], remedy) from error
+    except ValueError as error:
+        remedy = "Choose another precision: bf16, or fp32"
+        raise EnvironmentLackError(
+            f"training in {settings.precision} does not work here", str(error)[:200], remedy
+        ) from error
+
+
+def _set_dropout(model: Any, probability: float | None) -> None:
+    if probability is None:
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+        for name in ("dropout", "attention_dropout"):  # kept as a number by modules that apply it themselves
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+
+
+def _diverged(error: _NotANumber, folder: Path, settings: Training) -> PlanishError:
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    kept = (
+        f"the checkpoint of step {last.rsplit('-', 1)[-1]} is kept in {folder}" if last else "no checkpoint was due yet"
+    )
+    told = f"{error}; {kept}"
+    remedy = f"Lower learning_rate ({settings.learning_rate:g})"
+    remedy += "" if settings.precision == "fp32" else f", or train in fp32 instead of {settings.precision}"
+    return RequestError("training diverged", told, remedy)
+
+
+def classes_score(metric: Any) -> Callable[[Any, Any], float]:
+    """A metric of classes as a score of logits (rows, classes) and targets (rows,)."""
+
+    def score(logits: Any, targets: Any) -> float:
+        return float(metric.value(np.asarray(logits).argmax(axis=-1), np.asarray(targets)))
+
+    return score
+
+
+__all__ = ["NOT_INPUTS", "OWN", "Objective", "Trained", "classes_score", "divide", "train"]
