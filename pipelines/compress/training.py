@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
@@ -27,6 +28,9 @@ from pipelines.processes import report_progress
 
 NOT_INPUTS = (COUNTED, TARGET, INDEX)
 _LOGGED_STEPS = 20
+# Its name in transformers 5.23 and later, and before.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+_CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
 
 
 class Objective(Protocol):
@@ -124,8 +128,10 @@ def train(
         compute_metrics=None if score is None else (lambda found: {"score": score(found.predictions, found.label_ids)}),
         callbacks=[_Progress(settings.save_minutes if world == 1 else None), *_stopping(settings), *callbacks],
     )
+    trainer.remove_callback(PrinterCallback)  # what it says goes into the record
     trainer.objective = objective
     trainer.input_names = examples.inputs
+    trainer.order = _Order(examples.lengths, settings.batch_size, seed)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     began = time.monotonic()
     resumed_at = 0 if last is None else int(last.rsplit("-", 1)[-1])
@@ -181,17 +187,39 @@ class _Rows(torch.utils.data.Dataset[Example]):
         return self.examples[number]
 
 
+class _Order(torch.utils.data.Sampler[int]):
+    """The order of an epoch: rows of like length in a batch, batches at random; by seed and epoch alone, so that an
+    interrupted training goes on with it, and all devices and divisions of the batch see the same."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
 class _Trainer(Trainer):
     """Minimises `objective`, divided by the number of what counts in the whole batch."""
 
     objective: Objective
     input_names: tuple[str, ...] = ()
+    order: _Order | None = None
     loss_is_scaled_for_ga = True
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self.model_accepts_loss_kwargs = True  # it counts what is not -100 in `labels`, over all parts and devices
         self.label_names = [TARGET]
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return self.order
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -304,19 +332,19 @@ def _arguments(
             max_grad_norm=settings.max_grad_norm,
             bf16=settings.precision == "bf16",
             fp16=settings.precision == "fp16",
-            gradient_checkpointing=settings.gradient_checkpointing,
+            use_cpu=not torch.cuda.is_available(),
             seed=seed,
             data_seed=seed,
             save_total_limit=2,
             logging_steps=_LOGGED_STEPS,
             logging_nan_inf_filter=False,
-            train_sampling_strategy="group_by_length",
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             report_to=[],
             disable_tqdm=True,
             log_level="error",
             label_names=[TARGET],
+            **{_CHECKPOINTING: settings.gradient_checkpointing},
             **often,
         )
     except ImportError as error:
