@@ -56,9 +56,10 @@ def sum_up(
         selected: By operating point and ``overall``, ids.
     """
     hops = measure_hops(bench, compressed, data_id)
+    teacher = next(measured for measured in hops if measured.hop.name == compressed.teacher)
     chosen = [judged for judged in variants if judged.candidate.variant.id in set(selected.values())]
-    quality = compare_quality(bench, hops, compressed.teacher, chosen)
-    race = race_hops(bench, hops, compressed.teacher, chosen)
+    quality = compare_quality(bench, hops, teacher, chosen)
+    race = race_hops(bench, hops, teacher, chosen)
     document = describe(compressed, hops, quality, race, chosen, seed=bench.recipe.seed)
     steps = [{"name": hop.name, "record": hop.record} for hop in compressed.hops]
     return Compression(document, {"steps": steps, "quality": quality, "race": race})
@@ -81,8 +82,8 @@ def describe(
         in PyTorch; ``times_teacher``: against the teacher on the same runner); ``selected``: the same by variant id;
         ``gate``: whether the exported model keeps the budget against the teacher.
     """
-    teacher = compressed.hops[compressed.teacher]
-    eager = teacher.name + SEPARATOR + EAGER
+    teacher = compressed.teacher
+    eager = teacher + SEPARATOR + EAGER
     sessions = [*race.get("baselines", {}), *race.get("variants", {})]
     told = []
     for measured in hops:
@@ -91,9 +92,7 @@ def describe(
         speed = {
             runner: {
                 "times_teacher_eager": speed_of(race, hop.name + SEPARATOR + runner, eager, seed=seed),
-                "times_teacher": speed_of(
-                    race, hop.name + SEPARATOR + runner, teacher.name + SEPARATOR + runner, seed=seed
-                ),
+                "times_teacher": speed_of(race, hop.name + SEPARATOR + runner, teacher + SEPARATOR + runner, seed=seed),
             }
             for runner in runners
         }
@@ -119,7 +118,7 @@ def describe(
         for judged in chosen
     }
     return {
-        "teacher": teacher.name,
+        "teacher": teacher,
         "labelled": quality["labelled"],
         "rows": quality["rows"],
         "hops": told,
