@@ -50,6 +50,7 @@ def describe_bundle(folder: Path) -> dict[str, Any]:
         **{key: plain[key] for key in ("name", "task", "created", "planish_version", "source")},
         "verdict": _verdict(bundle, report),
         "selected": plain["selected"],
+        "compression": plain["compression"],
         "latency": {"points": bundle.points, "baseline": _baseline(report)},
         "variants": variants,
         "input_contract": plain["input_contract"],
@@ -220,10 +221,15 @@ def _file(bundle: Bundle, name: str) -> dict[str, Any]:
 
 def _verdict(bundle: Bundle, report: Any) -> dict[str, Any]:
     """The verdict of the run as its report gives it, or what the manifest's selection says."""
+    from pipelines.report.compression import CompressionView
+
     verdict = report.get("verdict") if isinstance(report, dict) else None
     if isinstance(verdict, dict) and isinstance(verdict.get("sentence"), str):
         return {"ok": verdict.get("ok") is True, "sentence": verdict["sentence"]}
-    chosen = bundle.manifest.selected.get("overall")
+    chosen, compression = bundle.manifest.selected.get("overall"), bundle.manifest.compression
+    if compression is not None:
+        told = CompressionView(compression, (), chosen)
+        return {"ok": chosen is not None and not told.failed, "sentence": told.sentence()}
     sentence = "No variant passed its gates" if chosen is None else f"{chosen} was selected"
     return {"ok": chosen is not None, "sentence": sentence}
 

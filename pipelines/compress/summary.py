@@ -80,7 +80,8 @@ def describe(
         ``teacher`` (a name), ``labelled``, ``rows``; ``hops``, for each ``name``, ``title``, ``kind``, ``digest``,
         ``size``, ``quality`` (beside the teacher) and ``speed`` by runner (``times_teacher_eager``: against the teacher
         in PyTorch; ``times_teacher``: against the teacher on the same runner); ``selected``: the same by variant id;
-        ``gate``: whether the exported model keeps the budget against the teacher.
+        ``gate``: whether the exported model keeps the budget against the teacher; ``busy_elsewhere``: as in
+        `LatencyResult`, while they were timed.
     """
     teacher = compressed.teacher
     eager = teacher + SEPARATOR + EAGER
@@ -125,6 +126,7 @@ def describe(
         "selected": selected,
         "gate": gate(quality, compressed),
         "notes": list(race.get("notes", ())),
+        "busy_elsewhere": race.get("busy_elsewhere"),
     }
 
 

@@ -197,6 +197,11 @@ def words(key: str) -> str:
     return key.replace("_", " ")
 
 
+def metric_name(name: Any) -> str:
+    """A metric's name in a sentence: ``macro-f1`` is macro F1."""
+    return re.sub(r"\bf1\b", "F1", re.sub(r"[-_]", " ", str(name))) if name else "the metric"
+
+
 def shown(value: Any) -> str:
     """Any leaf of the document as text: lists by comma, mappings as ``key: value``."""
     if value is None:

@@ -1,0 +1,291 @@
+"""The compression of a report document as people are told it: every model on the way beside the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipelines.baselines import EAGER, PORTABLE
+from pipelines.report.formats import dig, listing, mapping, metric_name, number, percent, point, ratio, score, signed
+from pipelines.report.variant import STATUSES, Speed, VariantView, geometric_mean
+from pipelines.verification.latency_result import spoils
+
+TEACHER = "the teacher in eager PyTorch"
+_EAGER, _THERE = "times_teacher_eager", "times_teacher"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A model's quality beside that of another, in points (hundredths); without labels the agreement of the two."""
+
+    value: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: str = ""
+    metric: str = ""
+    agreement: float | None = None
+    agreement_name: str = ""
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Beside:
+        figures = (number(record.get(key)) for key in ("variant", "difference", "low", "high"))
+        told = mapping(record, "agreement") or (listing(record, "measures") or [{}])[0]
+        return cls(
+            *figures,
+            verdict=record["verdict"] if record.get("verdict") in STATUSES else "",
+            metric=metric_name(record.get("metric")),
+            agreement=number(dig(told, "value")),
+            agreement_name=str(dig(told, "name") or "agreement"),
+        )
+
+    @property
+    def ends(self) -> str:
+        """The interval of the difference, empty where it is not known."""
+        return "" if self.low is None or self.high is None else f"{signed(self.low)} to {signed(self.high)}"
+
+    @property
+    def loss(self) -> str:
+        """The difference with its interval; empty where there are no labels to tell."""
+        if self.difference is None:
+            return ""
+        return f"{signed(self.difference)} ({self.ends})" if self.ends else signed(self.difference)
+
+    @property
+    def sentence(self) -> str:
+        """The difference in words, or else the agreement; empty where neither is known."""
+        if self.difference is not None:
+            ends = f" ({self.ends})" if self.ends else ""
+            return f"{signed(self.difference)} points of {self.metric}{ends}"
+        return "" if self.agreement is None else f"{self.agreement_name} with it {score(self.agreement)}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on the way, or a variant that was selected.
+
+    Attributes:
+        name: As the document has it: ``2-distil``, or the variant's id.
+        mark: What it is called in charts: the number of its step, or a letter.
+        title: What was done, in a few words.
+        bytes, parameters, non_zero, flops_per_token: Its cost; ``None`` where unknown.
+        quality: Beside the teacher's.
+        speeds: By runner, as the document has them.
+        seconds: Time that making it took.
+        variant: Where it is one.
+    """
+
+    name: str
+    mark: str
+    title: str
+    bytes: float | None
+    parameters: float | None
+    non_zero: float | None
+    flops_per_token: float | None
+    quality: Beside
+    speeds: Mapping[str, Any]
+    seconds: float | None = None
+    is_teacher: bool = False
+    variant: VariantView | None = None
+
+    def speed(self, runner: str, name: str) -> Speed:
+        """How many times the teacher in eager PyTorch it is, run by `runner`, at an operating point."""
+        return Speed.read(mapping(self.speeds, runner, _EAGER, name), "speedup")
+
+    def there(self, runner: str, name: str) -> Speed:
+        """How many times the teacher it is where the teacher runs on the same runner."""
+        return Speed.read(mapping(self.speeds, runner, _THERE, name), "speedup")
+
+    @property
+    def sparsity(self) -> float | None:
+        """The share of its parameters that are zero, where that is 1 % at least."""
+        if not self.parameters or self.non_zero is None:
+            return None
+        share = 1 - self.non_zero / self.parameters
+        return share if share >= 0.01 else None
+
+
+class CompressionView:
+    """What the document says about compression, read tolerantly.
+
+    Args:
+        data: ``compression`` of manifest or report.
+        variants: Those of the document: what conversion alone cost stands in their gates.
+        overall: The id of the variant that was selected overall.
+    """
+
+    def __init__(self, data: Mapping[str, Any], variants: Sequence[VariantView], overall: str | None) -> None:
+        self.data, self._overall = data, overall
+        self.labelled = data.get("labelled") is True
+        self.rows = number(data.get("rows"))
+        self.gate = mapping(data, "gate")
+        items = [item for item in listing(data, "hops") if isinstance(item, Mapping)]
+        self.hops = [self._hop(item) for item in items]
+        by_id = {variant.id: variant for variant in variants}
+        chosen = [(str(id_), item) for id_, item in mapping(data, "selected").items() if isinstance(item, Mapping)]
+        chosen.sort(key=lambda item: item[0] != overall)
+        self.selected = [self._variant(i, id_, item, by_id.get(id_)) for i, (id_, item) in enumerate(chosen)]
+        self.steps = [step for step in listing(data, "steps") if isinstance(step, Mapping)]
+
+    def _hop(self, item: Mapping[str, Any]) -> Model:
+        name = str(item.get("name") or "unnamed")
+        number_of_step = name.partition("-")[0]
+        costs = {key: number(dig(item, "size", key)) for key in ("bytes", "parameters", "non_zero", "flops_per_token")}
+        return Model(
+            name=name,
+            mark=number_of_step if number_of_step.isdigit() else "0",
+            title=str(item.get("title") or ""),
+            quality=Beside.read(mapping(item, "quality")),
+            speeds=mapping(item, "speed"),
+            seconds=number(item.get("seconds")),
+            is_teacher=name == self.data.get("teacher"),
+            **costs,
+        )
+
+    def _variant(self, index: int, id_: str, item: Mapping[str, Any], variant: VariantView | None) -> Model:
+        # What is converted has the parameters and operations of the model that it is made from.
+        return Model(
+            id_, chr(97 + index % 26), "", number(item.get("bytes")), None, None, None,
+            Beside.read(mapping(item, "quality")), {id_: {_EAGER: mapping(item, _EAGER)}}, variant=variant,
+        )  # fmt: skip
+
+    @cached_property
+    def teacher(self) -> Model | None:
+        return next((hop for hop in self.hops if hop.is_teacher), None)
+
+    @cached_property
+    def student(self) -> Model | None:
+        """The model that is exported."""
+        return self.hops[-1] if self.hops else None
+
+    @cached_property
+    def way(self) -> list[Model]:
+        """The models from the teacher on: what was before it (no model of the task yet, or a worse one) is no loss."""
+        return self.hops[self.hops.index(self.teacher) :] if self.teacher is not None else self.hops
+
+    @cached_property
+    def overall(self) -> Model | None:
+        return next((model for model in self.selected if model.name == self._overall), None)
+
+    def chosen(self, id_: str | None) -> Model | None:
+        """A selected variant by its id."""
+        return next((model for model in self.selected if model.name == id_), None)
+
+    def share(self, model: Model, cost: str) -> float | None:
+        """A cost (the name of an attribute of `Model`) as a share of the teacher's."""
+        mine = getattr(model, cost)
+        theirs = None if self.teacher is None else getattr(self.teacher, cost)
+        return mine / theirs if mine is not None and theirs else None
+
+    @cached_property
+    def runners(self) -> list[str]:
+        """What the models on the way were timed with, PyTorch first."""
+        found = dict.fromkeys(str(runner) for hop in self.hops for runner in hop.speeds)
+        return sorted(found, key=lambda runner: runner != EAGER)
+
+    @cached_property
+    def runner(self) -> str:
+        """What speeds of models are told of where there is room for one: the runtime that runs everywhere."""
+        return PORTABLE if PORTABLE in self.runners else (self.runners or [EAGER])[0]
+
+    @cached_property
+    def points(self) -> list[str]:
+        """The operating points at which anything was timed."""
+        figures = [mapping(m.speeds, runner, _EAGER) for m in (*self.hops, *self.selected) for runner in m.speeds]
+        return list(dict.fromkeys(str(name) for by_point in figures for name in by_point))
+
+    @cached_property
+    def point(self) -> str | None:
+        """The operating point that is told of where there is room for one: the one with the median speed-up."""
+        model = self.overall or self.student
+        if model is None:
+            return None
+        runner = model.name if model is self.overall else self.runner
+        timed = [(value, name) for name in self.points if (value := model.speed(runner, name).value) is not None]
+        return sorted(timed)[(len(timed) - 1) // 2][1] if timed else None
+
+    def speed_overall(self, model: Model) -> float | None:
+        """The geometric mean of a variant's speed-ups over the operating points."""
+        return geometric_mean(model.speed(model.name, name).value for name in mapping(model.speeds, model.name, _EAGER))
+
+    @property
+    def notes(self) -> list[str]:
+        return [str(note) for note in listing(self.data, "notes") if note]
+
+    @property
+    def busy(self) -> float | None:
+        """The share of the processors that other programs took, where that spoils the speeds."""
+        share = number(self.data.get("busy_elsewhere"))
+        return share if spoils(share) else None
+
+    @property
+    def verdict(self) -> str:
+        """That of the gate: ``skipped`` where the loss is not known."""
+        return self.gate["verdict"] if self.gate.get("verdict") in STATUSES else "skipped"
+
+    @property
+    def failed(self) -> bool:
+        """The model is not one to ship, however well it was converted."""
+        return self.verdict in ("failed", "inconclusive")
+
+    @cached_property
+    def loss(self) -> str:
+        """What the exported model lost, in words, before conversion."""
+        return "" if self.student is None else self.student.quality.sentence
+
+    @property
+    def budget(self) -> str:
+        """What may be lost; empty where that is not said."""
+        drop, worst = number(self.gate.get("max_drop")), number(self.gate.get("max_drop_worst"))
+        if drop is None:
+            return ""
+        return f"; {drop:g} may be lost" + (f", {worst:g} at the interval's bad end" if worst is not None else "")
+
+    @cached_property
+    def gate_sentence(self) -> str:
+        """Whether compression kept its budget."""
+        loss = f"{self.loss or 'by how much is not told'}{self.budget}"
+        reason = str(self.gate.get("reason") or "")
+        if self.verdict == "passed":
+            return f"Compression kept its budget: {loss}"
+        if self.verdict == "failed":
+            return f"Compression lost too much: {loss}"
+        if self.verdict == "inconclusive":
+            return f"Whether compression kept its budget is not certain: {reason or loss}"
+        agreement = f". What is known is agreement with the teacher: {self.loss}" if self.loss else ""
+        return f"What compression lost is not known: {reason or 'it was not measured'}{agreement}"
+
+    @cached_property
+    def over_budget(self) -> list[Model]:
+        """Selected variants that lost too much against the teacher, though compression alone did not."""
+        return [m for m in self.selected if m.quality.verdict == "failed" and not self.failed]
+
+    def sentence(self) -> str:
+        """The verdict on a bundle in a sentence: what is shipped, against the teacher."""
+        if self.failed:
+            return f"Do not ship: {self.gate_sentence[:1].lower()}{self.gate_sentence[1:]}"
+        model = self.overall
+        if model is None:
+            return "Do not ship: no variant passed its gates"
+        share = self.share(model, "bytes")
+        speed = "" if self.busy else self._speed_sentence(model)
+        whose = "its" if speed else "the teacher's"
+        told = [speed, "" if share is None else f"{percent(share, 2)} of {whose} size"]
+        told.append(model.quality.sentence or (f"{self.loss} before conversion" if self.loss else ""))
+        text = f"Ship {model.name}: {', '.join(part for part in told if part) or 'it passed its gates'}"
+        if self.busy:
+            text += f". How fast it is was not to be seen: other programs took {self.busy:.0%} of the processors"
+        elif not self.labelled:
+            text += ". Without labels what it lost is not known"
+        return text
+
+    def _speed_sentence(self, model: Model) -> str:
+        timed = [(v, name) for name in self.points if (v := model.speed(model.name, name).value) is not None]
+        if not timed:
+            return ""
+        (least, _), (most, where) = min(timed), max(timed)
+        if len(timed) == 1:
+            return f"{ratio(most)} {TEACHER} at {point(where)}"
+        return f"{ratio(least)} to {ratio(most)} {TEACHER} (most at {point(where)})"
