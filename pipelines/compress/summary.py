@@ -134,7 +134,7 @@ def gate(quality: Mapping[str, Any], compressed: Compressed) -> dict[str, Any]:
     """Whether the compressed model keeps its budget; skipped where the data have no labels to tell."""
     record = quality["models"][compressed.hops[-1].name]
     if not quality["labelled"] or record.get("metric") is None:
-        reason = "the evaluation data have no labels that the task's metric takes, so the loss is not known"
+        reason = "the evaluation data have no labels that the task's metric takes"
         return {"verdict": "skipped", "reason": reason}
     return {
         key: record[key] for key in ("verdict", "reason", "difference", "low", "high", "max_drop", "max_drop_worst")

@@ -31,10 +31,12 @@ class Beside:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Beside:
-        figures = (number(record.get(key)) for key in ("variant", "difference", "low", "high"))
         told = mapping(record, "agreement") or (listing(record, "measures") or [{}])[0]
         return cls(
-            *figures,
+            value=number(record.get("variant")),
+            difference=number(record.get("difference")),
+            low=number(record.get("low")),
+            high=number(record.get("high")),
             verdict=record["verdict"] if record.get("verdict") in STATUSES else "",
             metric=metric_name(record.get("metric")),
             agreement=number(dig(told, "value")),
@@ -132,24 +134,35 @@ class CompressionView:
     def _hop(self, item: Mapping[str, Any]) -> Model:
         name = str(item.get("name") or "unnamed")
         number_of_step = name.partition("-")[0]
-        costs = {key: number(dig(item, "size", key)) for key in ("bytes", "parameters", "non_zero", "flops_per_token")}
+        size = mapping(item, "size")
         return Model(
             name=name,
             mark=number_of_step if number_of_step.isdigit() else "0",
             title=str(item.get("title") or ""),
+            bytes=number(size.get("bytes")),
+            parameters=number(size.get("parameters")),
+            non_zero=number(size.get("non_zero")),
+            flops_per_token=number(size.get("flops_per_token")),
             quality=Beside.read(mapping(item, "quality")),
             speeds=mapping(item, "speed"),
             seconds=number(item.get("seconds")),
             is_teacher=name == self.data.get("teacher"),
-            **costs,
         )
 
     def _variant(self, index: int, id_: str, item: Mapping[str, Any], variant: VariantView | None) -> Model:
         # What is converted has the parameters and operations of the model that it is made from.
         return Model(
-            id_, chr(97 + index % 26), "", number(item.get("bytes")), None, None, None,
-            Beside.read(mapping(item, "quality")), {id_: {_EAGER: mapping(item, _EAGER)}}, variant=variant,
-        )  # fmt: skip
+            name=id_,
+            mark=chr(97 + index % 26),
+            title="",
+            bytes=number(item.get("bytes")),
+            parameters=None,
+            non_zero=None,
+            flops_per_token=None,
+            quality=Beside.read(mapping(item, "quality")),
+            speeds={id_: {_EAGER: mapping(item, _EAGER)}},
+            variant=variant,
+        )
 
     @cached_property
     def teacher(self) -> Model | None:
@@ -254,13 +267,14 @@ class CompressionView:
             return f"Compression lost too much: {loss}"
         if self.verdict == "inconclusive":
             return f"Whether compression kept its budget is not certain: {reason or loss}"
-        agreement = f". What is known is agreement with the teacher: {self.loss}" if self.loss else ""
-        return f"What compression lost is not known: {reason or 'it was not measured'}{agreement}"
+        q = Beside() if self.student is None else self.student.quality
+        known = "" if q.agreement is None else f". {q.agreement_name} with the teacher: {score(q.agreement)}"
+        return f"What compression lost is not known: {reason or 'it was not measured'}{known}"
 
     @cached_property
     def over_budget(self) -> list[Model]:
         """Selected variants that lost too much against the teacher, though compression alone did not."""
-        return [m for m in self.selected if m.quality.verdict == "failed" and not self.failed]
+        return [m for m in self.selected if m.quality.verdict == "failed" and m.quality.loss and not self.failed]
 
     def sentence(self) -> str:
         """The verdict on a bundle in a sentence: what is shipped, against the teacher."""

@@ -154,6 +154,8 @@ class ReportView:
     def sentence(self) -> str:
         """The verdict in a sentence; made here where the document has none."""
         given = dig(self.data, "verdict", "sentence")
+        if self.compression is not None and (self.compression.failed or not given) and any(self.selected.values()):
+            return self.compression.sentence()
         if given:
             return str(given)
         if self.ok and self.winner:
