@@ -50,8 +50,8 @@ def compression_lines(view: CompressionView) -> list[tuple[str, str]]:
         told.append(f"speeds are times {TEACHER}, models timed on {label(view.runner)}")
     lines = [(f"{'; '.join(told)}.", "dim")]
     if view.busy:
-        told = f"These speeds cannot be relied on: other programs took {view.busy:.0%} of the processors meanwhile."
-        lines.append((told, "yellow"))
+        busy = f"These speeds cannot be relied on: other programs took {view.busy:.0%} of the processors meanwhile."
+        lines.append((busy, "yellow"))
     for model in view.over_budget:
         difference = formats.signed(model.quality.difference)
         lines.append((f"{model.name} loses {difference} points with conversion: more than the budget.", "yellow"))

@@ -268,7 +268,8 @@ class CompressionView:
         if self.verdict == "inconclusive":
             return f"Whether compression kept its budget is not certain: {reason or loss}"
         q = Beside() if self.student is None else self.student.quality
-        known = "" if q.agreement is None else f". {q.agreement_name} with the teacher: {score(q.agreement)}"
+        name = f"{q.agreement_name[:1].upper()}{q.agreement_name[1:]}"
+        known = "" if q.agreement is None else f". {name} with the teacher: {score(q.agreement)}"
         return f"What compression lost is not known: {reason or 'it was not measured'}{known}"
 
     @cached_property

@@ -96,7 +96,8 @@ def _covered(plane: Plane, one: tuple[float, float], other: tuple[float, float])
 
 
 def _tone(view: CompressionView, model: Model) -> str:
-    if model.quality.verdict in ("failed", "inconclusive"):
+    # Agreement has no budget here: its threshold is that of a conversion.
+    if model.quality.difference is not None and model.quality.verdict in ("failed", "inconclusive"):
         return model.quality.verdict
     return "chosen" if model in view.selected else "baseline" if model.is_teacher else "plain"
 

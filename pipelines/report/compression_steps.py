@@ -149,9 +149,10 @@ def _matrices(removed: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, percent(share)) for name, share in mapping(removed, "by_matrix").items()]
 
 
-def _settings(asked: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+def _settings(asked: Mapping[str, Any]) -> Iterable[str]:
     for key, value in asked.items():
         if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{words(key)}: ")
+            if told := ", ".join(_settings(value)):
+                yield f"{words(key)} ({told})"
         elif value not in (None, False, "", [], {}):
-            yield f"{prefix}{words(key)} {shown(value)}"
+            yield words(key) if value is True else f"{words(key)} {shown(value)}"
