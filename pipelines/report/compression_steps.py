@@ -9,7 +9,19 @@ from typing import Any
 from pipelines.report.compression import CompressionView
 from pipelines.report.compression_charts import training_panels
 from pipelines.report.curves import Curve
-from pipelines.report.formats import count, dig, duration, listing, mapping, number, percent, shown, significant, words
+from pipelines.report.formats import (
+    count,
+    dig,
+    duration,
+    large_count,
+    listing,
+    mapping,
+    number,
+    percent,
+    shown,
+    significant,
+    words,
+)
 
 _TERMS = {"hard": "labels", "soft": "the teacher's answers"}
 
@@ -88,6 +100,12 @@ def _removed(removed: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     before, after = number(removed.get("tokens_before")), number(removed.get("tokens_after"))
     if before and after is not None:
         yield "Tokens", f"{count(after)} of {count(before)} kept ({percent(after / before, 2)})"
+    longer, unknown = number(removed.get("tokens_per_text")), number(removed.get("unknown_share"))
+    if longer is not None:
+        told = f"{significant(removed.get('tokens_per_text_before'))} before, {significant(longer)} now"
+        yield "Tokens of a text", told + ("" if unknown is None else f"; {percent(unknown, 2)} of them unknown")
+    if number(removed.get("parameters_removed")) is not None:
+        yield "Parameters", f"{large_count(removed['parameters_removed'])} fewer"
     if number(removed.get("sparsity")) is not None:
         pattern = f", in the pattern {shown(removed.get('pattern'))}" if removed.get("pattern") else ""
         yield "Weights at zero", f"{percent(removed['sparsity'])} of the matrices that were pruned{pattern}"
