@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.baselines import label
 from pipelines.report import formats
-from pipelines.report.compression import TEACHER, Beside, CompressionView, Model
+from pipelines.report.beside import Beside, Model
+from pipelines.report.compression import TEACHER, CompressionView
 from pipelines.writable import writable
 
 if TYPE_CHECKING:

@@ -3,110 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from pipelines.baselines import EAGER, PORTABLE
-from pipelines.report.formats import dig, listing, mapping, metric_name, number, percent, point, ratio, score, signed
-from pipelines.report.variant import STATUSES, Speed, VariantView, geometric_mean
+from pipelines.report.beside import BESIDE_EAGER, Beside, Model
+from pipelines.report.formats import listing, mapping, number, percent, point, ratio, score
+from pipelines.report.variant import STATUSES, VariantView, geometric_mean
 from pipelines.verification.latency_result import spoils
 
 TEACHER = "the teacher in eager PyTorch"
-_EAGER, _THERE = "times_teacher_eager", "times_teacher"
-
-
-@dataclass(frozen=True)
-class Beside:
-    """A model's quality beside that of another, in points (hundredths); without labels the agreement of the two."""
-
-    value: float | None = None
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    verdict: str = ""
-    metric: str = ""
-    agreement: float | None = None
-    agreement_name: str = ""
-
-    @classmethod
-    def read(cls, record: Mapping[str, Any]) -> Beside:
-        told = mapping(record, "agreement") or (listing(record, "measures") or [{}])[0]
-        return cls(
-            value=number(record.get("variant")),
-            difference=number(record.get("difference")),
-            low=number(record.get("low")),
-            high=number(record.get("high")),
-            verdict=record["verdict"] if record.get("verdict") in STATUSES else "",
-            metric=metric_name(record.get("metric")),
-            agreement=number(dig(told, "value")),
-            agreement_name=str(dig(told, "name") or "agreement"),
-        )
-
-    @property
-    def ends(self) -> str:
-        """The interval of the difference, empty where it is not known."""
-        return "" if self.low is None or self.high is None else f"{signed(self.low)} to {signed(self.high)}"
-
-    @property
-    def loss(self) -> str:
-        """The difference with its interval; empty where there are no labels to tell."""
-        if self.difference is None:
-            return ""
-        return f"{signed(self.difference)} ({self.ends})" if self.ends else signed(self.difference)
-
-    @property
-    def sentence(self) -> str:
-        """The difference in words, or else the agreement; empty where neither is known."""
-        if self.difference is not None:
-            ends = f" ({self.ends})" if self.ends else ""
-            return f"{signed(self.difference)} points of {self.metric}{ends}"
-        return "" if self.agreement is None else f"{self.agreement_name} with it {score(self.agreement)}"
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model on the way, or a variant that was selected.
-
-    Attributes:
-        name: As the document has it: ``2-distil``, or the variant's id.
-        mark: What it is called in charts: the number of its step, or a letter.
-        title: What was done, in a few words.
-        bytes, parameters, non_zero, flops_per_token: Its cost; ``None`` where unknown.
-        quality: Beside the teacher's.
-        speeds: By runner, as the document has them.
-        seconds: Time that making it took.
-        variant: Where it is one.
-    """
-
-    name: str
-    mark: str
-    title: str
-    bytes: float | None
-    parameters: float | None
-    non_zero: float | None
-    flops_per_token: float | None
-    quality: Beside
-    speeds: Mapping[str, Any]
-    seconds: float | None = None
-    is_teacher: bool = False
-    variant: VariantView | None = None
-
-    def speed(self, runner: str, name: str) -> Speed:
-        """How many times the teacher in eager PyTorch it is, run by `runner`, at an operating point."""
-        return Speed.read(mapping(self.speeds, runner, _EAGER, name), "speedup")
-
-    def there(self, runner: str, name: str) -> Speed:
-        """How many times the teacher it is where the teacher runs on the same runner."""
-        return Speed.read(mapping(self.speeds, runner, _THERE, name), "speedup")
-
-    @property
-    def sparsity(self) -> float | None:
-        """The share of its parameters that are zero, where that is 1 % at least."""
-        if not self.parameters or self.non_zero is None:
-            return None
-        share = 1 - self.non_zero / self.parameters
-        return share if share >= 0.01 else None
 
 
 class CompressionView:
@@ -160,7 +66,7 @@ class CompressionView:
             non_zero=None,
             flops_per_token=None,
             quality=Beside.read(mapping(item, "quality")),
-            speeds={id_: {_EAGER: mapping(item, _EAGER)}},
+            speeds={id_: {BESIDE_EAGER: mapping(item, BESIDE_EAGER)}},
             variant=variant,
         )
 
@@ -206,7 +112,7 @@ class CompressionView:
     @cached_property
     def points(self) -> list[str]:
         """The operating points at which anything was timed."""
-        figures = [mapping(m.speeds, runner, _EAGER) for m in (*self.hops, *self.selected) for runner in m.speeds]
+        figures = [mapping(m.speeds, runner, BESIDE_EAGER) for m in (*self.hops, *self.selected) for runner in m.speeds]
         return list(dict.fromkeys(str(name) for by_point in figures for name in by_point))
 
     @cached_property
@@ -221,7 +127,9 @@ class CompressionView:
 
     def speed_overall(self, model: Model) -> float | None:
         """The geometric mean of a variant's speed-ups over the operating points."""
-        return geometric_mean(model.speed(model.name, name).value for name in mapping(model.speeds, model.name, _EAGER))
+        return geometric_mean(
+            model.speed(model.name, name).value for name in mapping(model.speeds, model.name, BESIDE_EAGER)
+        )
 
     @property
     def notes(self) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines.report import charts, curves
-from pipelines.report.compression import TEACHER, CompressionView, Model
+from pipelines.report.beside import Model
+from pipelines.report.compression import TEACHER, CompressionView
 from pipelines.report.curves import Curve, Plane
 from pipelines.report.formats import count, dig, listing, mapping, number, percent, point, score, signed, significant
 

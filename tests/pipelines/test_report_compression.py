@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
-from pipelines.assemble import sentence
+from pipelines.artifacts import Artifacts
+from pipelines.assemble import Results, sentence
+from pipelines.assemble import report as assemble_report
 from pipelines.bundle import Bundle
 from pipelines.compress.brief import MOST_POINTS, brief_steps
+from pipelines.compress.summary import Compression
 from pipelines.report import render_html
 from pipelines.report.compression import CompressionView
 from pipelines.report.compression_charts import trade_panels, training_panels
 from pipelines.report.compression_steps import step_views
 from pipelines.report.view import ReportView
 from pipelines.runner import outcome
+from pipelines.workshop import Made
 from tests.pipelines.compression_examples import EXAMPLES, INT8, compressed, hostile, lost_too_much, without_labels
 from tests.pipelines.pages import Page, check_alone, check_links
 from tests.pipelines.report_examples import HOSTILE, full
@@ -240,6 +244,34 @@ def test_training_curves_stand_at_their_figures() -> None:
     assert training[1] < validation[1] < training[3] < validation[3] < training[5]
     assert training[3] - training[1] == pytest.approx(training[5] - training[3], abs=0.02)
     assert training_panels({"training": None}, "accuracy") == []
+
+
+def test_the_steps_are_in_the_report_and_not_in_the_manifest() -> None:
+    document = compressed()["compression"]
+    records = [{"name": step["name"], "record": {**step, "size": {}}} for step in document.pop("steps")]
+    manifest = written({}).model_copy(update={"variants": (), "compression": document, "selected": {"overall": INT8}})
+    nothing: Any = None
+    made_up = Results(
+        name="tiny",
+        task="custom",
+        source=nothing,
+        recipe={"parity": {"samples": 1}},
+        recorded=Made(nothing, {"data": {}, "dropped_points": []}, ""),
+        artifacts=Artifacts(),
+        variants=(),
+        race={},
+        points=(),
+        timeline=[],
+        origin=nothing,
+        compression=Compression(document, {"steps": records}),
+    )
+    told = assemble_report(made_up, manifest, {})
+    assert [step["name"] for step in told["compression"]["steps"]] == [step["name"] for step in records]
+    assert "steps" not in (manifest.compression or {})
+    assert told["verdict"]["ok"] is True
+    assert told["verdict"]["sentence"] == SHIPPED
+    document["gate"]["verdict"] = "inconclusive"
+    assert assemble_report(made_up, manifest, {})["verdict"]["ok"] is False
 
 
 def test_steps_for_the_report_are_bounded() -> None:
