@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,19 @@ from pipelines.compress.brief import MOST_POINTS, brief_steps
 from pipelines.compress.summary import Compression
 from pipelines.report import render_html
 from pipelines.report.compression import CompressionView
-from pipelines.report.compression_charts import trade_panels, training_panels
+from pipelines.report.compression_charts import trade_panels
 from pipelines.report.compression_steps import step_views
 from pipelines.report.view import ReportView
 from pipelines.runner import outcome
 from pipelines.workshop import Made
-from tests.pipelines.compression_examples import EXAMPLES, INT8, compressed, hostile, lost_too_much, without_labels
+from tests.pipelines.compression_examples import (
+    EXAMPLES,
+    INT8,
+    compressed,
+    hostile,
+    lost_too_much,
+    without_labels,
+)
 from tests.pipelines.pages import Page, check_alone, check_links
 from tests.pipelines.report_examples import HOSTILE, full
 from tests.pipelines.test_sentence import written
@@ -171,39 +177,6 @@ def test_hostile_texts_stay_texts() -> None:
     assert any(HOSTILE in label for label in page.attributes("aria-label"))
 
 
-def test_models_stand_at_their_figures() -> None:
-    report = compressed()
-    size, speed = trade_panels(view(report))
-    by_mark = {}
-    for panel in (size, speed):
-        found = re.findall(r'<svg x="([\d.]+)%" y="([\d.]+)"[^>]*><g[^>]*>.*?>(\w)</text>', str(panel.plot))
-        by_mark[panel.title] = {mark: (float(x), float(y)) for x, y, mark in found}
-        assert set(by_mark[panel.title]) == set("12345ab")
-    smaller, faster = by_mark.values()
-    assert smaller["a"][0] < smaller["4"][0] < smaller["3"][0] < smaller["2"][0] < smaller["1"][0]
-    assert faster["1"][0] < faster["3"][0] < faster["4"][0] < faster["a"][0]
-    for places in (smaller, faster):
-        # Higher is better, and up is a smaller y: in equal steps for equal differences.
-        per_point = (places["4"][1] - places["1"][1]) / 0.71
-        assert places["3"][1] - places["1"][1] == pytest.approx(0.42 * per_point, abs=0.02)
-        assert places["a"][1] - places["1"][1] == pytest.approx(0.80 * per_point, abs=0.02)
-    line = re.search(r'class="path"[^>]*d="M([^"]+)"', str(size.plot))
-    assert line is not None
-    corners = [float(x) for x in line.group(1).replace("L", " ").split()][::2]
-    assert corners == pytest.approx([smaller[mark][0] for mark in "12345"], abs=0.001)
-    limit = re.search(r'class="limit"[^>]*y1="([\d.]+)"', str(size.plot))
-    assert limit is not None
-    assert float(limit.group(1)) - smaller["1"][1] == pytest.approx(2.0 * per_point, abs=0.05)
-
-
-def test_marks_that_would_hide_each_other_stand_side_by_side() -> None:
-    size, _ = trade_panels(view(compressed()))
-    pairs = re.findall(r'translate\((\d+) 0\)">.*?>(\w)</text>', str(size.plot))
-    aside = {mark: int(pixels) for pixels, mark in pairs}
-    assert aside["4"] == aside["3"] == aside["1"] == 0
-    assert 0 < aside["5"] < aside["b"]
-
-
 def test_steps_tell_what_they_removed_and_how_they_trained() -> None:
     steps = {step.name: step for step in step_views(view(compressed()))}
     assert dict(steps["2-prune"].facts)["Tokens"] == "12,840 of 30,522 kept (42 %)"
@@ -225,25 +198,6 @@ def test_layers_that_went_are_counted() -> None:
     step = step_views(view(report))[3]
     assert dict(step.facts)["Layers"] == "2 of 6 left"
     assert step.layers == [("heads", [("12", "")] * 2), ("neurons", [("3,072", "")] * 2)]
-
-
-def test_training_curves_stand_at_their_figures() -> None:
-    step = {
-        "training": {
-            "losses": [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}, {"step": 40, "loss": 1.0}],
-            "evaluations": [{"step": 20, "loss": 2.5, "score": 0.5}, {"step": 40, "loss": 1.5, "score": None}],
-        }
-    }
-    (loss,) = training_panels(step, "accuracy")  # a single score is no curve
-    training, validation = (
-        [float(value) for value in path.replace("L", " ").split()]
-        for path in re.findall(r'<path[^>]*d="M([^"]+)"', str(loss.plot))
-    )
-    assert training[::2] == pytest.approx([25.0, 50.0, 100.0])
-    assert validation[::2] == pytest.approx([50.0, 100.0])
-    assert training[1] < validation[1] < training[3] < validation[3] < training[5]
-    assert training[3] - training[1] == pytest.approx(training[5] - training[3], abs=0.02)
-    assert training_panels({"training": None}, "accuracy") == []
 
 
 def test_the_steps_are_in_the_report_and_not_in_the_manifest() -> None:
