@@ -79,7 +79,7 @@ def describe(
     Returns:
         ``teacher`` (a name), ``labelled``, ``rows``; ``hops``, for each ``name``, ``title``, ``kind``, ``digest``,
         ``size``, ``quality`` (beside the teacher) and ``speed`` by runner (``times_teacher_eager``: against the teacher
-        in PyTorch; ``times_teacher``: against the teacher on the same runner); ``selected``: the same by variant id;
+        in PyTorch; ``times_teacher``: against the teacher on the same runner; ``times_before``: against the model before); ``selected``: the same by variant id;
         ``gate``: whether the exported model keeps the budget against the teacher; ``busy_elsewhere``: as in
         `LatencyResult`, while they were timed.
     """
@@ -87,8 +87,8 @@ def describe(
     eager = teacher + SEPARATOR + EAGER
     sessions = [*race.get("baselines", {}), *race.get("variants", {})]
     told = []
-    for measured in hops:
-        hop = measured.hop
+    for number, measured in enumerate(hops):
+        hop, before = measured.hop, hops[max(0, number - 1)].hop.name
         runners = [name.split(SEPARATOR, 1)[1] for name in sessions if name.startswith(hop.name + SEPARATOR)]
         speed = {
             runner: {
