@@ -71,9 +71,12 @@ def judge_sameness(reference: Reference, changed: Original) -> dict[str, Any]:
     }
     found = judge("fp32", errors, reference.floor)
     worst = [output["rms_judged"] for output in found["outputs"].values() if output["rms_judged"] is not None]
+    verdict, reason = found["verdict"], found["reason"]
+    if verdict == "passed" and (lost := [name for name, output in found["outputs"].items() if output["nan"]]):
+        verdict, reason = "inconclusive", f"{', '.join(lost)} holds NaN before as after: that proves nothing"
     return {
-        "verdict": found["verdict"],
-        "reason": found["reason"],
+        "verdict": verdict,
+        "reason": reason,
         "rms_relative": max(worst, default=None),
         "limit": found["limit"],
         "floor_note": found["floor_note"],

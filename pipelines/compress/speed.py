@@ -8,101 +8,112 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import RequestError
 from pipelines.baselines import EAGER
+from pipelines.compress.forms import DENSE, FOUND, SMALLER
 from pipelines.progress import Progress
 
 if TYPE_CHECKING:
+    from pipelines.cache import Cache
     from pipelines.verification.worker_process import WorkerSpec
 
 POINTS = ("1x32", "8x128")
-DENSE, FOUND, SMALLER = "dense", "found", "smaller"
-"""The forms of one checkpoint: its dense twin, itself, and itself without its dead parts."""
+_CALLED = {DENSE: "dense twin", FOUND: "checkpoint", SMALLER: "checkpoint without its dead parts"}
 
 
-def race_forms(
-    forms: Mapping[str, str],
-    task: str,
-    *,
-    points: Sequence[str] | None,
-    targets: Sequence[str] | None,
-    budget_s: float,
-    threads: int | None,
-    trust: bool,
-    progress: Progress,
+def race_fields(
+    task: str, points: Sequence[str] | None, targets: Sequence[str] | None, budget_s: float, threads: int, trust: bool
 ) -> dict[str, Any]:
-    """Time every form in FP32 in one race: eager PyTorch, and each target that runs here.
+    """The recipe of a race, without the source.
 
     Args:
-        forms: Folder or specification by form; `DENSE` is what the others are compared with.
         task: Name of the task.
         points: Operating points; by default those of `POINTS` that the model takes.
         targets: Names of targets; by default all.
         budget_s: Seconds to measure for.
-        threads: Compute threads (default: all cores).
+        threads: Compute threads.
         trust: Run the checkpoint's own Python code.
-        progress: Tells how it goes.
-
-    Returns:
-        ``points``, ``ratios`` (by target, by form, see `ratios_of`), ``skipped`` (why a target was not measured),
-        ``notes``, ``busy_elsewhere``, ``race`` (every figure).
 
     Raises:
-        RequestError: The model takes none of the points, or none of the targets runs here.
+        RequestError: A point or a target is none.
     """
-    from pipelines.cache import Cache, log_folder
     from pipelines.recipe import Recipe
-    from pipelines.runner import ready_to_race
-    from pipelines.verification.latency import Plan, measure
 
     fields: dict[str, Any] = {
         "task": task,
         "trust_remote_code": trust,
         "threads": threads,
         "precisions": ["fp32"],
+        "require": [],
         "data": {"limit": 16},
         "parity": {"samples": 4},
         "latency": {"points": list(points or POINTS), "baselines": ["eager"], "budget_s": budget_s},
     }
     if targets is not None:
-        fields |= {"targets": list(targets), "require": []}
+        fields["targets"] = list(targets)
+    Recipe(source="any", **fields)  # what is wrong with it is said before any work
+    return fields
+
+
+def race_forms(forms: Mapping[str, str], fields: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Time every form in FP32 in one race: eager PyTorch, and each target that runs here.
+
+    Args:
+        forms: Folder or specification by form; `DENSE` is what the others are compared with.
+        fields: Of the recipe, see `race_fields`.
+        progress: Tells how it goes.
+
+    Returns:
+        ``points``, ``ratios`` (by target, by form, see `ratios_of`), ``skipped`` (why a target was not measured),
+        ``notes``, ``busy_elsewhere``, ``race`` (every figure). Where nothing can be timed because the model cannot be
+        exported or takes none of the points: ``skipped_all`` (why) and no ratios.
+    """
+    from pipelines.cache import Cache
+
+    with Cache() as cache:
+        try:
+            return _race(forms, fields, cache, progress)
+        except RequestError as error:
+            return {"skipped_all": str(error), "points": [], "ratios": {}, "skipped": {}, "busy_elsewhere": None}
+
+
+def _race(forms: Mapping[str, str], fields: Mapping[str, Any], cache: Cache, progress: Progress) -> dict[str, Any]:
+    from pipelines.cache import log_folder
+    from pipelines.recipe import Recipe
+    from pipelines.runner import ready_to_race
+    from pipelines.verification.latency import Plan, measure
+
+    points: list[str] = []
+    files: dict[str, Any] = {}
     specs: list[WorkerSpec] = []
     skipped: dict[str, str] = {}
-    with Cache() as cache:
-        kept: list[str] = []
-        files: dict[str, Any] = {}
-        for form, spec in forms.items():
-            progress.say(f"Making what the {_CALLED[form]} becomes")
-            bench, variants = ready_to_race(Recipe.from_source(spec, **fields), cache, progress)
-            kept = bench.recorded.record["points"]
-            files = files or bench.point_files(kept)
-            timed = [judged for judged in variants if judged.runs_here]
-            skipped |= {j.candidate.variant.id: j.status[1] for j in variants if not j.runs_here}
-            specs += [replace(w, name=f"{w.name}@{form}", is_baseline=False) for w in bench.workers(timed, [EAGER])]
-        order = {name: at for at, name in enumerate(dict.fromkeys(spec.name.partition("@")[0] for spec in specs))}
-        specs.sort(key=lambda spec: order[spec.name.partition("@")[0]])  # what is compared is alive together
-        if not specs:
-            raise RequestError("nothing can be timed here", ", ".join(skipped), "planish doctor says what is missing")
-        with progress.step("Measure latency"):
-            result = measure(
-                specs,
-                files,
-                log=log_folder() / "certify.log",
-                plan=Plan(budget_s=budget_s),
-                baseline=f"{EAGER}@{DENSE}",
-                best_of=(),
-                on_line=progress.update,
-            )
+    for form, spec in forms.items():
+        progress.say(f"What the {_CALLED[form]} becomes:")
+        bench, variants = ready_to_race(Recipe.from_source(spec, **fields), cache, progress)
+        points = bench.recorded.record["points"]
+        files = files or bench.point_files(points)
+        timed = [judged for judged in variants if judged.runs_here]
+        skipped |= {judged.candidate.variant.id: judged.status[1] for judged in variants if not judged.runs_here}
+        specs += [replace(w, name=f"{w.name}@{form}", is_baseline=False) for w in bench.workers(timed, [EAGER])]
+    order = {name: at for at, name in enumerate(dict.fromkeys(spec.name.partition("@")[0] for spec in specs))}
+    specs.sort(key=lambda spec: order[spec.name.partition("@")[0]])  # what is compared is alive together
+    with progress.step("Measure latency"):
+        result = measure(
+            specs,
+            files,
+            log=log_folder() / "certify.log",
+            plan=Plan(budget_s=fields["latency"]["budget_s"]),
+            baseline=f"{EAGER}@{DENSE}",
+            best_of=(),
+            on_line=progress.update,
+        )
     race = result.to_dict()
     return {
-        "points": kept,
+        "points": points,
         "ratios": ratios_of(race, list(forms)),
         "skipped": skipped,
         "notes": race["notes"],
         "busy_elsewhere": race["busy_elsewhere"],
         "race": race,
     }
-
-
-_CALLED = {DENSE: "dense twin", FOUND: "checkpoint", SMALLER: "checkpoint without its dead parts"}
 
 
 def ratios_of(race: Mapping[str, Any], forms: Sequence[str]) -> dict[str, dict[str, Any]]:

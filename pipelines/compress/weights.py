@@ -148,7 +148,7 @@ def measure_matrix(name: str, weight: torch.Tensor, view: torch.Tensor) -> Matri
 def _rank(matrix: torch.Tensor) -> int:
     import torch
 
-    values = torch.linalg.svdvals(matrix.float())
-    if not len(values) or not torch.isfinite(values).all():
+    if not matrix.numel() or not torch.isfinite(matrix).all():
         return min(matrix.shape)
+    values = torch.linalg.svdvals(matrix.float())
     return int((values > values.max() * max(matrix.shape) * torch.finfo(torch.float32).eps).sum())

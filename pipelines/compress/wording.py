@@ -14,6 +14,8 @@ FASTER_FROM = 1.02
 """The least that the low end of a speed-up's interval must be for a target to count as faster."""
 NOT_FASTER_TO = 1.05
 """The most that the high end may be for one that is not to count as no faster; between the two nothing can be told."""
+BY_CHANCE_FROM = 0.75
+"""Sparsity from which a small matrix may conform to 2:4 without anybody having meant it."""
 _NAMED = 3
 
 
@@ -132,7 +134,8 @@ def _two_four(found: Mapping[str, Any]) -> list[str]:
     if not exact:
         return [] if (found["share"] or 0.0) < 0.5 else [_nearly(found)]
     every = f"all {of} matrices" if len(exact) == of else f"{len(exact)} of {of} matrices ({_names(exact)})"
-    return [f"Exactly 2:4 sparse in {every}: of any four weights along the inputs at least two are zero."]
+    chance = "; as sparse as they are, this may be chance" if found["exact_sparsity"] > BY_CHANCE_FROM else ""
+    return [f"Exactly 2:4 sparse in {every}: of any four weights along the inputs at least two are zero{chance}."]
 
 
 def _nearly(found: Mapping[str, Any]) -> str:
@@ -145,7 +148,8 @@ def _removable(structure: Mapping[str, Any], removal: Mapping[str, Any] | None) 
         dead, of, left = structure[f"dead_{kind}"], structure[kind], structure[f"removable_{kind}"]
         if not dead:
             continue
-        text = f"{count(dead)} of {count(of)} {what} are dead: removing them changes no output"
+        are = "is dead: removing it" if dead == 1 else "are dead: removing them"
+        text = f"{count(dead)} of {count(of)} {what} {are} changes no output"
         if kind == "heads" and structure["why_no_heads"]:
             text += f"; they cannot be removed here, for {structure['why_no_heads']}"
         elif left < dead:
