@@ -79,8 +79,8 @@ def describe(
     Returns:
         ``teacher`` (a name), ``labelled``, ``rows``; ``hops``, for each ``name``, ``title``, ``kind``, ``digest``,
         ``size``, ``quality`` (beside the teacher) and ``speed`` by runner (``times_teacher_eager``: against the teacher
-        in PyTorch; ``times_teacher``: against the teacher on the same runner; ``times_before``: against the model before
-        there); ``selected``: the same by variant id;
+        in PyTorch; ``times_teacher``: against the teacher on the same runner; ``times_before``: against the model
+        before there); ``selected``: the same by variant id;
         ``gate``: whether the exported model keeps the budget against the teacher; ``busy_elsewhere``: as in
         `LatencyResult`, while they were timed.
     """
