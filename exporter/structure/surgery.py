@@ -75,8 +75,8 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
     from torch import nn
 
     anatomy, there = anatomy_of(model), layers_of(model)
-    kept = sorted(_checked(layers, len(there) + 1, "layers"))
-    if kept != list(layers) or not kept or kept[-1] >= len(there):
+    kept = sorted(set(layers))
+    if kept != list(layers) or not kept or kept[0] < 0 or kept[-1] >= len(there):
         remedy = f"Name some of the layers 0 to {len(there) - 1}, from the lowest to the highest"
         raise RequestError("not layers to keep", list(layers), remedy)
     owner = _owner(model, anatomy.layers)
@@ -99,7 +99,6 @@ def share_layers(model: Any, groups: Sequence[Sequence[int]]) -> None:
     """
     layers = layers_of(model)
     named = [number for group in groups for number in group]
-    _checked(named, len(layers) + 1, "layers")
     if len(set(named)) != len(named) or any(not 0 <= number < len(layers) for number in named):
         raise RequestError(
             "not groups of layers", [list(g) for g in groups], f"Layers 0 to {len(layers) - 1}, each once"
@@ -172,7 +171,7 @@ def apply_structure(model: Any, structure: Mapping[str, Sequence[int]]) -> None:
             remedy = f"It must give {key} of each of the {len(layers)} layers"
             raise RequestError(f"config.json: {STRUCTURE} does not fit the model", f"{key}: {values!r}"[:200], remedy)
     size = head_size(model)
-    for number, layer in enumerate(layers):
+    for number in range(len(layers)):
         parts = layer_parts(model, number)
         heads, neurons = int(wanted["heads"][number]), int(wanted["neurons"][number])  # type: ignore[index]
         for part in (parts.query, parts.key, parts.value):
@@ -181,10 +180,12 @@ def apply_structure(model: Any, structure: Mapping[str, Sequence[int]]) -> None:
         _resize(parts.up, rows=neurons)
         _resize(parts.down, columns=neurons)
         _count_heads(model, parts)
-        del layer
     for number, first in enumerate(wanted["shares"] or ()):
         if not first <= number:
-            raise RequestError(f"config.json: {STRUCTURE} does not fit the model", f"shares: {first} in {number}")
+            remedy = "A layer shares the weights of one before it, or has its own: its own number"
+            raise RequestError(
+                f"config.json: {STRUCTURE} does not fit the model", f"shares: {first} at layer {number}", remedy
+            )
         layers[number] = layers[first]
     note_structure(model)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from exporter.errors import EnvironmentLackError, RequestError
 from exporter.sources import Source, resolve_source
 from exporter.tasks import Task, check_task, get_task
 from pipelines.compress.models import MODEL, needs_head, opened
-from pipelines.compress.sections import Compress, Distil, Recover, Step, Training
+from pipelines.compress.sections import Compress, Distil, Recover, Step
 from pipelines.disk import remove_tree
 from pipelines.recipe import data_format
 from pipelines.workshop import TORCH
@@ -147,9 +147,7 @@ class _Work:
         inputs = {
             "source": source.digest,
             "task": self.task.name,
-            "step": {
-                key: value for key, value in settings.items() if key not in ("teacher", "student", "save_minutes")
-            },
+            "step": learned(settings),
             "data": self._data_id(),
             "teacher": teacher.digest if learns and teacher is not None else None,
             "answers": answers_id,
@@ -193,8 +191,9 @@ class _Work:
         """What a step works on, and whom it learns from."""
         if step.distil is not None:
             named = self._resolved(step.distil.teacher) if step.distil.teacher else entering
-            student = self._resolved(step.distil.student) if step.distil.student else entering
-            return student, named
+            if step.distil.student:
+                return self._resolved(step.distil.student), named
+            return named if step.distil.layers or step.distil.config else entering, named
         recover = step.training
         wanted = isinstance(recover, Recover) and recover.teacher
         return entering, teacher if wanted else None
@@ -291,14 +290,14 @@ def describe(record: Mapping[str, Any]) -> str:
     return "removed " + ", ".join(parts)
 
 
-def training_settings(settings: Training) -> dict[str, Any]:
-    """Those that change what is learned."""
-    return settings.model_dump(mode="json", exclude={"save_minutes"})
-
-
-def renamed(source: Source, name: str) -> Source:
-    """A source under another name."""
-    return replace(source, name=name, spec=name)
+def learned(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's settings that change what is learned; models are identified by their content elsewhere."""
+    without = {key: value for key, value in settings.items() if key not in ("student", "save_minutes")}
+    if not isinstance(without.get("teacher"), bool):  # `recover.teacher` says whether, not who
+        without.pop("teacher", None)
+    if isinstance(without.get("recover"), Mapping):
+        without["recover"] = learned(without["recover"])
+    return without
 
 
 def _need_accelerate() -> None:

@@ -207,7 +207,7 @@ class ShareStep(Section):
 
     @model_validator(mode="after")
     def _something(self) -> ShareStep:
-        if self.layers is None and not self.embeddings and self.clusters is None:
+        if not self.layers and not self.embeddings and self.clusters is None:
             raise Wrong("there is nothing to share", "no key", "Give layers, embeddings or clusters")
         return self
 
