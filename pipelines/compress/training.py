@@ -128,6 +128,7 @@ def train(
         compute_metrics=None if score is None else (lambda found: {"score": score(found.predictions, found.label_ids)}),
         callbacks=[_Progress(settings.save_minutes if world == 1 else None), *_stopping(settings), *callbacks],
     )
+    _refuse_silent_fp32(trainer, settings)
     trainer.objective = objective
     trainer.input_names = examples.inputs
     trainer.order = _Order(examples.lengths, settings.batch_size, seed)
@@ -369,6 +370,7 @@ def _arguments(
             max_grad_norm=settings.max_grad_norm,
             bf16=settings.precision == "bf16",
             fp16=settings.precision == "fp16",
+            use_cpu=not torch.accelerator.is_available(),  # or bf16 is refused there, though it runs
             **checkpointing,
             seed=seed,
             data_seed=seed,
@@ -391,6 +393,15 @@ def _arguments(
         raise EnvironmentLackError(
             f"training in {settings.precision} does not work here", str(error)[:200], remedy
         ) from error
+
+
+def _refuse_silent_fp32(trainer: Trainer, settings: Training) -> None:
+    """`accelerate` trains in FP32 without a word where it has no mixed precision: FP16 on a CPU."""
+    if settings.precision != "fp32" and not getattr(trainer.accelerator, "native_amp", True):
+        told = f"on {trainer.args.device} it would be trained in fp32"
+        raise EnvironmentLackError(
+            f"training in {settings.precision} does not work here", told, "Train in bf16 or fp32 here, or on a GPU"
+        )
 
 
 def _set_dropout(model: Any, probability: float | None) -> None:

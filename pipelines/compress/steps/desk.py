@@ -159,6 +159,7 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
     train_data = desk.data("train")
     if terms.hard and train_data is not None:
         refuse_missing_classes(train_data, desk.labels)
+    judged, score = _validation(desk, settings)
     examples = desk.examples(settings.max_length)
     lesson = Lesson(terms, pool=desk.pool())
     if teacher is not None:
@@ -177,7 +178,6 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
                 examples = with_teacher(examples, desk.examples(settings.max_length, encoder=their_encoder))
     torch.manual_seed(desk.seed)
     lesson.prepare(model)
-    judged, score = _validation(desk, settings)
     trained = train(
         model,
         settings,

@@ -23,8 +23,8 @@ def compress_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_csv(compress_folder: Path) -> Path:
-    """240 labelled texts."""
-    return write_csv(compress_folder / "train.csv", texts(240))
+    """304 labelled texts."""
+    return write_csv(compress_folder / "train.csv", texts(304))
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def untrained(compress_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def teacher(untrained: Path, compress_folder: Path, train_csv: Path, validation_csv: Path) -> Teacher:
     out = compress_folder / "teacher"
-    step = {"epochs": 8, "learning_rate": 3e-3}
+    step = {"epochs": 10, "learning_rate": 3e-3}
     record = finetune(arguments(untrained, out, step, train=train_csv, validation=validation_csv))
     assert record["training"]["evaluations"][-1]["score"] > 0.9, "the tests below need a teacher that knows something"
     asked = arguments(out / MODEL, out / "answers", {}, train=train_csv)

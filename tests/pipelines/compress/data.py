@@ -18,7 +18,7 @@ LABELS = ("bad", "fair", "good")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 MARKS = {"bad": ("old", "small", "end"), "fair": ("where", "what", "which"), "good": ("good", "great", "big")}
 """Words that tell the class of a text."""
-PLAIN = tuple(word for word in WORDS if not word.startswith("##"))[:60]
+PLAIN = tuple(word for word in WORDS[:60] if not word.startswith("##") and word not in sum(MARKS.values(), ()))
 PLACES = {"B-PER": "man", "I-PER": "men", "B-LOC": "city", "I-LOC": "river"}
 """Words that tell their own tag."""
 
