@@ -33,7 +33,7 @@ from pipelines.workshop import Made, Workshop
 if TYPE_CHECKING:
     from exporter.sources import Source
 
-__all__ = ["bench_source", "outcome", "run"]
+__all__ = ["bench_source", "outcome", "run", "workshop"]
 
 
 def run(
@@ -86,9 +86,8 @@ def run(
             return there
         state = "replace"
     with Cache() if use_cache else Cache.disabled() as cache:
-        log = _log(name)
-        progress.say(f"{source.spec}: {task.name}, log in {log}")
-        shop = _workshop(cache, progress, log, recipe, source)
+        shop = workshop(cache, progress, recipe, source)
+        progress.say(f"{source.spec}: {task.name}, log in {shop.log}")
         results = _work(shop, recipe, resolved, source)
         try:
             return _write(results, folder, replace=state == "replace")
@@ -138,7 +137,7 @@ def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     task = infer_task(source) if recipe.task is None else get_task(recipe.task)
     recipe = recipe.model_copy(update={"task": task.name})
     with Cache() as cache:
-        shop = _workshop(cache, progress, _log(source.name), recipe, source)
+        shop = workshop(cache, progress, recipe, source)
         bench, _, variants, _ = _make(shop, recipe, recipe.resolved(), source)
         for judged in variants:
             if judged.artifact is not None and not judged.candidate.skip:
@@ -298,13 +297,11 @@ def _refuse_bad_metric(recipe: Recipe, source: Source) -> None:
     check_metric(recipe.quality.metric, str(recipe.task), labels)
 
 
-def _workshop(cache: Cache, progress: Progress, log: Path, recipe: Recipe, source: Source) -> Workshop:
+def workshop(cache: Cache, progress: Progress, recipe: Recipe, source: Source) -> Workshop:
+    """What the stages of a run of `recipe` share."""
+    log = log_folder() / f"{recipe.name or source.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     threads = recipe.threads or usable_cores()
     return Workshop(cache, progress, log, threads, lanes_for(source.weights_bytes, threads))
-
-
-def _log(name: str) -> Path:
-    return log_folder() / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
 
 
 def _write(results: assemble.Results, folder: Path, *, replace: bool) -> Bundle:

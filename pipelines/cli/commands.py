@@ -112,6 +112,24 @@ def export(
 
 
 @app.command()
+def compress(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe with a section compress.", metavar="RECIPE")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the compressed model goes, as a model folder.")],
+    sets: Sets = None,
+    no_cache: NoCache = False,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Run a recipe's compression alone: distil, prune, share. `planish run` goes on from there to a bundle."""
+    from pipelines.cli.compressing import run_compression
+    from pipelines.recipe import load_recipe
+
+    overrides = [*(sets or []), *(["trust=true"] if trust else [])]
+    return run_compression(load_recipe(recipe, overrides), out, no_cache, as_json, quiet)
+
+
+@app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")],
     against: Annotated[

@@ -30,6 +30,9 @@ from pipelines.processes import report_progress
 
 NOT_INPUTS = (COUNTED, TARGET, INDEX)
 _LOGGED_STEPS = 20
+# Its name in transformers 5.23 and later, and before.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+_CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
 
 
 class Objective(Protocol):
@@ -370,7 +373,7 @@ def _arguments(
             max_grad_norm=settings.max_grad_norm,
             bf16=settings.precision == "bf16",
             fp16=settings.precision == "fp16",
-            use_cpu=not torch.accelerator.is_available(),  # or bf16 is refused there, though it runs
+            use_cpu=not torch.cuda.is_available(),  # or bf16 is refused there, though it runs
             **checkpointing,
             seed=seed,
             data_seed=seed,
@@ -383,6 +386,7 @@ def _arguments(
             disable_tqdm=True,
             log_level="error",
             label_names=[TARGET],
+            **{_CHECKPOINTING: settings.gradient_checkpointing},
             **often,
         )
     except ImportError as error:

@@ -109,7 +109,14 @@ class Desk:
         return pool_mean if head is None else head.to(device).eval().requires_grad_(False)
 
     def save(self, model: Any, **options: Any) -> dict[str, Any]:
-        """Write the model that the step leaves; returns its size and cost."""
+        """Write the model that the step leaves; returns its size and cost.
+
+        Of several processes that train together the first one writes.
+        """
+        from pipelines.compress.launched import is_first
+
+        if not is_first():
+            return {}
         from exporter.structure.checkpoint import WEIGHTS
         from pipelines.compress.measure import measure_model
 

@@ -166,7 +166,7 @@ def _vocabulary(desk: Desk, settings: Prune) -> dict[str, Any]:
         out = Path(scratch)
         removed = cut_vocabulary(desk.model, root, out, texts_of(desk), min_count=settings.min_count)
         written = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
-        options = {"replaced": written, "dropped": removed.get("dropped_files", ())}
+        options = {"replaced": written, "dropped": removed["files_dropped"]}
         trained = None
         if settings.recover is not None:
             from exporter.sources import resolve_source

@@ -33,7 +33,7 @@ def test_fp16_trains_on_a_gpu_and_is_refused_where_it_would_be_fp32(
     untrained: Path, train_csv: Path, tmp_path: Path
 ) -> None:
     asked = arguments(untrained, tmp_path, FAST | {"precision": "fp16"}, train=train_csv)
-    if torch.accelerator.is_available():
+    if torch.cuda.is_available():
         losses = [entry["loss"] for entry in finetune(asked)["training"]["losses"]]
         assert losses[-1] < 0.7 * losses[0]
         return
