@@ -35,6 +35,9 @@ def save_checkpoint(
     """
     from safetensors.torch import save_file
 
+    from exporter.structure.surgery import STRUCTURE, structure_of
+
+    clustered = list(clustered)
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in small_files:
         if name != "config.json":
@@ -46,7 +49,13 @@ def save_checkpoint(
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     model.config.architectures = [_class_name(model)]
     model.config.dtype = "float32"
+    # Clusters are read by what reads a structure, so there is one.
+    noted = bool(clustered) and not hasattr(model.config, STRUCTURE)
+    if noted:
+        setattr(model.config, STRUCTURE, structure_of(model))
     model.config.save_pretrained(folder)
+    if noted:
+        delattr(model.config, STRUCTURE)
 
 
 def stored_once(model: Any) -> dict[str, torch.Tensor]:
