@@ -75,8 +75,8 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
     from torch import nn
 
     anatomy, there = anatomy_of(model), layers_of(model)
-    kept = sorted(_checked(layers, len(there) + 1, "layers"))
-    if kept != list(layers) or not kept or kept[-1] >= len(there):
+    kept = sorted(set(layers))
+    if kept != list(layers) or not kept or kept[0] < 0 or kept[-1] >= len(there):
         remedy = f"Name some of the layers 0 to {len(there) - 1}, from the lowest to the highest"
         raise RequestError("not layers to keep", list(layers), remedy)
     owner = _owner(model, anatomy.layers)
@@ -99,7 +99,6 @@ def share_layers(model: Any, groups: Sequence[Sequence[int]]) -> None:
     """
     layers = layers_of(model)
     named = [number for group in groups for number in group]
-    _checked(named, len(layers) + 1, "layers")
     if not all(groups) or len(set(named)) != len(named) or any(not 0 <= number < len(layers) for number in named):
         raise RequestError(
             "not groups of layers", [list(g) for g in groups], f"Layers 0 to {len(layers) - 1}, each once"

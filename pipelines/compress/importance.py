@@ -23,7 +23,7 @@ class Importance:
     """Figures without a unit; only their order within a kind means something.
 
     Attributes:
-        heads: By layer, float64 (heads,).
+        heads: By layer, float64 (heads,); layers that share their weights have the same ones.
         neurons: By layer, float64 (neurons,).
         layers: float64 (layers,).
         rows: Rows that they were measured on.
@@ -43,21 +43,21 @@ def measure_importance(model: Any, batches: Iterable[Any], loss_of: Callable[[An
         batches: What `loss_of` takes.
         loss_of: From model and batch to the summed loss.
     """
-    count = len(layers_of(model))
+    all_layers = list(layers_of(model))
+    count = len(all_layers)
     parts = [layer_parts(model, number) for number in range(count)]
-    sizes = [(part.heads, part.neurons) for part in parts]
-    heads = [torch.zeros(n, dtype=torch.float64) for n, _ in sizes]
-    neurons = [torch.zeros(n, dtype=torch.float64) for _, n in sizes]
+    firsts = [next(i for i, other in enumerate(all_layers) if other is layer) for layer in all_layers]
+    heads = [torch.zeros(part.heads, dtype=torch.float64) for part in parts]
+    neurons = [torch.zeros(part.neurons, dtype=torch.float64) for part in parts]
     layers = torch.zeros(count, dtype=torch.float64)
-    seen: dict[tuple[str, int], Tensor] = {}
+    seen: dict[tuple[str, int], list[Tensor]] = {}
     handles = []
-    # A layer that several share is run several times: what it is given each time is told apart by the order.
-    for number, (part, layer) in enumerate(zip(parts, layers_of(model), strict=True)):
-        if any(layer is other for other in list(layers_of(model))[:number]):
-            continue
-        handles.append(part.output.register_forward_pre_hook(_keep(seen, "heads", number)))
-        handles.append(part.down.register_forward_pre_hook(_keep(seen, "neurons", number)))
-        handles.append(layer.register_forward_hook(_keep_both(seen, number)))
+    # A layer that several places share runs once for each of them, in their order.
+    places = {first: [i for i, other in enumerate(firsts) if other == first] for first in firsts}
+    for first in places:
+        handles.append(parts[first].output.register_forward_pre_hook(_keep(seen, "heads", first)))
+        handles.append(parts[first].down.register_forward_pre_hook(_keep(seen, "neurons", first)))
+        handles.append(all_layers[first].register_forward_hook(_keep_both(seen, first)))
     rows = 0
     try:
         for batch in batches:
@@ -65,23 +65,21 @@ def measure_importance(model: Any, batches: Iterable[Any], loss_of: Callable[[An
             model.zero_grad(set_to_none=True)
             loss = loss_of(model, batch)
             loss.backward()
-            for number in range(count):
-                if ("heads", number) not in seen:
-                    continue
-                size = parts[number].head_size
-                change = _changes(seen["heads", number])
-                heads[number] += change.view(len(change), -1, size).sum(dim=-1).abs().sum(dim=0)
-                neurons[number] += _changes(seen["neurons", number]).abs().sum(dim=0)
-                given, made = seen["in", number], seen["out", number]
-                if made.grad is not None:
-                    added = (made.detach() - given.detach()).double() * made.grad.double()
-                    layers[number] += added.flatten(1).sum(dim=1).abs().sum()
-            rows += len(seen["heads", 0])
+            for first, group in places.items():
+                # What its parts add in all its places goes with them.
+                change = sum(_changes(given) for given in seen["heads", first])
+                heads[first] += change.view(len(change), -1, parts[first].head_size).sum(dim=-1).abs().sum(dim=0)
+                neurons[first] += sum(_changes(given) for given in seen["neurons", first]).abs().sum(dim=0)
+                for number, given, made in zip(group, seen["in", first], seen["out", first], strict=True):
+                    if made.grad is not None:
+                        added = (made.detach() - given.detach()).double() * made.grad.double()
+                        layers[number] += added.flatten(1).sum(dim=1).abs().sum()
+            rows += len(seen["heads", 0][0])
     finally:
         for handle in handles:
             handle.remove()
         model.zero_grad(set_to_none=True)
-    unit = [[_unit(values) for values in kind] for kind in (heads, neurons)]
+    unit = [[_unit(kind[first]) for first in firsts] for kind in (heads, neurons)]
     return Importance(unit[0], unit[1], layers / max(1, rows), rows)
 
 
@@ -98,20 +96,21 @@ def _unit(values: Tensor) -> Tensor:
     return values / norm if norm > 0 else values
 
 
-def _keep(seen: dict[tuple[str, int], Tensor], name: str, number: int) -> Callable[..., None]:
+def _keep(seen: dict[tuple[str, int], list[Tensor]], name: str, number: int) -> Callable[..., None]:
     def hook(module: Any, given: tuple[Tensor, ...]) -> None:
         if given[0].requires_grad:
             given[0].retain_grad()
-        seen[name, number] = given[0]
+        seen.setdefault((name, number), []).append(given[0])
 
     return hook
 
 
-def _keep_both(seen: dict[tuple[str, int], Tensor], number: int) -> Callable[..., None]:
+def _keep_both(seen: dict[tuple[str, int], list[Tensor]], number: int) -> Callable[..., None]:
     def hook(module: Any, given: tuple[Tensor, ...], output: Any) -> None:
         made = output[0] if isinstance(output, tuple) else output
         if made.requires_grad:
             made.retain_grad()
-        seen["in", number], seen["out", number] = given[0], made
+        seen.setdefault(("in", number), []).append(given[0])
+        seen.setdefault(("out", number), []).append(made)
 
     return hook

@@ -25,7 +25,7 @@ def note_settings(folder: Path, asked: Mapping[str, Any]) -> str:
         other = json.loads(path.read_text(encoding="utf-8"))
         same = (other.get("step"), other.get("source")) == (asked["step"], asked["source"])
         if path.parent != folder and same and has_checkpoint(path.parent):
-            differing = ", ".join(differences(other["settings"], asked["settings"])) or "its data"
+            differing = ", ".join(differences(other["settings"], asked["settings"])) or "data, teacher or seed"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_text(json.dumps(asked, indent=1), encoding="utf-8")
     if not differing:

@@ -98,6 +98,7 @@ class Lesson:
     pool: Callable[[Any, Any], Any] | None = None
     layer_map: Sequence[int] = ()
     _watched: dict[str, Any] = field(default_factory=dict)
+    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def __call__(self, model: Any, batch: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Any, Any]:
         terms = self.terms
@@ -108,11 +109,13 @@ class Lesson:
             total = total + terms.hard * objectives.hard_targets(outputs.logits, batch[TARGET])
         if terms.soft and self.answers is not None:
             theirs = self.answers.of(batch[INDEX], outputs.logits.device)
-            theirs = _fitted(theirs, outputs.logits)
+            theirs = _fitted(theirs, inputs.get("attention_mask"))
             total = total + terms.soft * objectives.soft_targets(
                 outputs.logits, theirs, batch[COUNTED], terms.temperature
             )
         if terms.embedding and self.answers is not None and self.pool is not None:
+            if isinstance(self.pool, nn.Module):
+                self.pool.to(outputs.last_hidden_state.device)
             mine = self.pool(outputs.last_hidden_state, inputs["attention_mask"])
             theirs = self.answers.of(batch[INDEX], mine.device)
             if mine.shape != theirs.shape:
@@ -130,7 +133,7 @@ class Lesson:
     def _inner(
         self, model: Any, batch: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Any, how: Mapping[str, bool]
     ) -> Any:
-        terms, mask = self.terms, inputs["attention_mask"]
+        terms, mask = self.terms, _mask(inputs)
         self.teacher.to(mask.device)
         own = {name: batch[OWN + name] for name in inputs if OWN + name in batch}
         with torch.no_grad():
@@ -141,20 +144,22 @@ class Lesson:
             projections = getattr(bare, PROJECTIONS)
             pairs = [(0, 0), *((i + 1, j + 1) for i, j in enumerate(self.layer_map))]
             for projection, (i, j) in zip(projections, pairs, strict=True):
-                mine = projection(outputs.hidden_states[i])
-                total = total + terms.hidden * objectives.hidden_states(mine, theirs.hidden_states[j], mask)
+                mine, other = projection(outputs.hidden_states[i]), theirs.hidden_states[j]
+                total = total + terms.hidden * objectives.hidden_states(mine, other, _tokens_of(mine, mask))
         if terms.cosine:
             mine, other = outputs.hidden_states[-1], theirs.hidden_states[-1]
-            total = total + terms.cosine * objectives.cosine_hidden(mine, other, mask)
+            total = total + terms.cosine * objectives.cosine_hidden(mine, other, _tokens_of(mine, mask))
         if terms.attention:
             for i, j in enumerate(self.layer_map):
                 mine, other = outputs.attentions[i], theirs.attentions[j]
-                total = total + terms.attention * objectives.attention_scores(mine, other, mask)
+                shown = _tokens_of(mine.transpose(1, 2), mask)
+                total = total + terms.attention * objectives.attention_scores(mine, other, shown)
         if terms.relations:
             for name in ("query", "key", "value"):
                 mine, other = self._watched[f"student.{name}"], self._watched[f"teacher.{name}"]
                 heads = math.gcd(mine.shape[-1], other.shape[-1], _RELATION_HEADS)
-                total = total + terms.relations * objectives.self_attention_relations(mine, other, mask, heads) / 3
+                shown = _tokens_of(mine, mask)
+                total = total + terms.relations * objectives.self_attention_relations(mine, other, shown, heads) / 3
         return total
 
     def prepare(self, student: Any) -> None:
@@ -167,6 +172,8 @@ class Lesson:
             return
         self.teacher.eval().requires_grad_(False)
         if self.terms.attention:
+            was = student.config._attn_implementation
+            self._undo.append(lambda: student.set_attn_implementation(was))
             for model in (student, self.teacher):
                 model.set_attn_implementation("eager")  # other kernels keep no distribution
         mine, theirs = _width(student), _width(self.teacher)
@@ -184,7 +191,8 @@ class Lesson:
             for role, model in (("student", student), ("teacher", self.teacher)):
                 parts = layer_parts(model, len(layers_of(model)) - 1)
                 for name in ("query", "key", "value"):
-                    getattr(parts, name).register_forward_hook(self._eye(f"{role}.{name}"))
+                    handle = getattr(parts, name).register_forward_hook(self._eye(f"{role}.{name}"))
+                    self._undo.append(handle.remove)
 
     def _eye(self, name: str) -> Callable[..., None]:
         def see(module: Any, given: Any, output: Any) -> None:
@@ -196,6 +204,8 @@ class Lesson:
         """Take out of the student what `prepare` put in."""
         if hasattr(student, PROJECTIONS):
             delattr(student, PROJECTIONS)
+        while self._undo:
+            self._undo.pop()()
         self._watched.clear()
 
 
@@ -209,9 +219,25 @@ def usual_layer_map(student: int, teacher: int) -> list[int]:
     return [max(0, round((i + 1) * teacher / student) - 1) for i in range(student)]
 
 
-def _fitted(theirs: Any, like: Any) -> Any:
-    """Logits of tokens are kept padded to the longest row of all."""
-    return theirs[:, : like.shape[1]] if theirs.ndim == 3 else theirs
+def _fitted(theirs: Any, mask: Any) -> Any:
+    """Logits of tokens are kept from the row's first token on, padded to the longest row of all: here as in a batch."""
+    if theirs.ndim != 3:
+        return theirs
+    place = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return theirs.gather(1, place[:, :, None].expand(-1, -1, theirs.shape[-1]))
+
+
+def _mask(inputs: Mapping[str, Any]) -> Any:
+    """Which tokens are attended to; of pictures one column of ones (see `_tokens_of`)."""
+    if "attention_mask" in inputs:
+        return inputs["attention_mask"]
+    first = next(iter(inputs.values()))
+    return torch.ones(first.shape[0], 1, dtype=torch.int64, device=first.device)
+
+
+def _tokens_of(states: Any, mask: Any) -> Any:
+    """The mask for states (rows, tokens, …): patches of a picture have none of their own and all count."""
+    return mask if mask.shape[1] == states.shape[1] else mask[:, :1].expand(-1, states.shape[1])
 
 
 def _width(model: Any) -> int:

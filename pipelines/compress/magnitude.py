@@ -29,13 +29,14 @@ def smallest_masked(weights: Sequence[tuple[str, Any]], sparsity: float, scope: 
     """
     if scope == "global":
         sizes = torch.cat([weight.detach().abs().flatten() for _, weight in weights])
-        limit = _limit(sizes, sparsity)
-        masks = {name: weight.detach().abs() > limit for name, weight in weights}
+        parts = _largest(sizes, sparsity).split([weight.numel() for _, weight in weights])
+        masks = {name: part.view(weight.shape) for (name, weight), part in zip(weights, parts, strict=True)}
     else:
-        masks = {name: w.detach().abs() > _limit(w.detach().abs().flatten(), sparsity) for name, w in weights}
+        masks = {name: _largest(w.detach().abs().flatten(), sparsity).view(w.shape) for name, w in weights}
     if empty := [name for name, mask in masks.items() if not mask.any()]:
         told = f"{', '.join(empty[:3])} at a sparsity of {sparsity:g}"
-        raise RequestError("pruning would leave a layer empty", told, "Lower the sparsity, or prune with scope: layer")
+        remedy = "Lower the sparsity" + (", or prune with scope: layer" if scope == "global" else "")
+        raise RequestError("pruning would leave a weight matrix empty", told, remedy)
     return masks
 
 
@@ -85,6 +86,11 @@ class KeepZeros(TrainerCallback):
         self.masks = masks or {}
         self.done = parts if masks else 0
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether less is zero than was asked for."""
+        return self.done < self.parts
+
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.done == 0 and state.global_step:  # an interrupted training goes on: what is zero was pruned
             self.masks = {name: weight.detach() != 0 for name, weight in linear_weights(bare(model))}
@@ -112,10 +118,16 @@ def bare(model: Any) -> Any:
     return getattr(model, "module", model)
 
 
-def _limit(sizes: Tensor, share: float) -> Tensor:
-    """The size up to which elements go, for `share` of them to."""
+def _largest(sizes: Tensor, share: float) -> Tensor:
+    """Which elements stay for exactly `share` of them to go; of equal ones the first go."""
     count = round(share * sizes.numel())
-    return sizes.new_tensor(-1.0) if count == 0 else sizes.kthvalue(count).values
+    if count == 0:
+        return torch.ones_like(sizes, dtype=torch.bool)
+    limit = sizes.kthvalue(count).values
+    kept = sizes > limit
+    equal = (sizes == limit).nonzero().flatten()
+    kept[equal[len(equal) - (sizes.numel() - count - int(kept.sum())) :]] = True
+    return kept
 
 
 __all__ = ["KeepZeros", "Masks", "apply_masks", "bare", "smallest_masked", "sparsity_at", "two_of_four"]

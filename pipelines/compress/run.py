@@ -160,9 +160,7 @@ class _Work:
         inputs = {
             "source": source.digest,
             "task": self.task.name,
-            "step": {
-                key: value for key, value in settings.items() if key not in ("teacher", "student", "save_minutes")
-            },
+            "step": learned(settings),
             "data": self._data_id(),
             "teacher": teacher.digest if learns and teacher is not None else None,
             "answers": answers_id,
@@ -206,8 +204,9 @@ class _Work:
         """What a step works on, and whom it learns from."""
         if step.distil is not None:
             named = self._resolved(step.distil.teacher) if step.distil.teacher else entering
-            student = self._resolved(step.distil.student) if step.distil.student else entering
-            return student, named
+            if step.distil.student:
+                return self._resolved(step.distil.student), named
+            return named if step.distil.layers or step.distil.config else entering, named
         recover = step.training
         wanted = isinstance(recover, Recover) and recover.teacher
         return entering, teacher if wanted else None
@@ -302,6 +301,16 @@ def describe(record: Mapping[str, Any]) -> str:
     if asked["layers"]:
         parts.insert(0, f"{asked['layers']} layers")
     return "removed " + ", ".join(parts)
+
+
+def learned(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's settings that change what is learned; models are identified by their content elsewhere."""
+    without = {key: value for key, value in settings.items() if key not in ("student", "save_minutes")}
+    if not isinstance(without.get("teacher"), bool):  # `recover.teacher` says whether, not who
+        without.pop("teacher", None)
+    if isinstance(without.get("recover"), Mapping):
+        without["recover"] = learned(without["recover"])
+    return without
 
 
 def _need_accelerate() -> None:

@@ -207,7 +207,7 @@ class ShareStep(Section):
 
     @model_validator(mode="after")
     def _something(self) -> ShareStep:
-        if self.layers is None and not self.embeddings and self.clusters is None:
+        if not self.layers and not self.embeddings and self.clusters is None:
             raise Wrong("there is nothing to share", "no key", "Give layers, embeddings or clusters")
         return self
 
@@ -301,9 +301,8 @@ class Compress(Section):
             if step.finetune is not None and self.data is None:
                 raise Wrong("finetune needs labelled data", "only unlabelled", "Give compress.data", "data")
             if step.training is not None and step.training.early_stopping and self.validation is None:
-                raise Wrong(
-                    "early stopping needs data to judge by", step.training.early_stopping, "Give it", "validation"
-                )
+                patience, remedy = step.training.early_stopping, "Give compress.validation"
+                raise Wrong("early stopping needs data to judge by", patience, remedy, "validation")
         if self.max_drop_worst is not None and self.max_drop_worst < self.max_drop:
             remedy = f"It must be at least max_drop, {self.max_drop}"
             raise Wrong("out of range", self.max_drop_worst, remedy, "max_drop_worst")

@@ -43,6 +43,8 @@ def refuse_unlike(teacher: Source, student: Source, encoders: tuple[Any, Any], t
             )
         remedy = f"Train a teacher with the student's classes, or give the student these: [{', '.join(order)}]"
         raise RequestError("teacher and student have different classes", _told(theirs, mine), remedy)
+    if encoders[1].tokenizer.get_vocab().keys() < encoders[0].tokenizer.get_vocab().keys():
+        return  # a vocabulary that was cut, whose rarer words may be in smaller pieces
     for text in texts[:_COMPARED]:
         cuts = [[e.tokenizer.id_to_token(int(i)) for i in e.encode([text])["input_ids"][0]] for e in encoders]
         if cuts[0] != cuts[1]:
@@ -75,7 +77,7 @@ def answers(arguments: dict[str, Any]) -> dict[str, Any]:
     from pipelines.processes import report_progress
 
     desk = open_desk(arguments)
-    examples = desk.examples(arguments.get("max_length"))
+    examples = desk.examples(arguments.get("max_length"), labelled=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, pool = desk.model.to(device).eval().requires_grad_(False), desk.pool(device)
     collate = collator(desk.pad, desk.pad_side)
@@ -95,8 +97,9 @@ def answers(arguments: dict[str, Any]) -> dict[str, Any]:
         if found is None:
             shape = values.shape[1:] if values.ndim == 2 else (longest, values.shape[-1])
             found = np.zeros((len(order), *shape), np.float32)
-        if values.ndim == 3:
-            found[chosen, : values.shape[1]] = values
+        if values.ndim == 3:  # of tokens: from the first on, without padding
+            for row, given, mask in zip(chosen, values, batch["attention_mask"].numpy(), strict=True):
+                found[row, : mask.sum()] = given[mask == 1]
         else:
             found[chosen] = values
     np.save(Path(arguments["folder"]) / ANSWERS, found)

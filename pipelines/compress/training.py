@@ -4,6 +4,8 @@ lacks: a stop at a loss that is no number, checkpoints by time, shared tensors i
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 import time
@@ -17,20 +19,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import get_last_checkpoint
 
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
 from exporter.structure.checkpoint import WEIGHTS, stored_once
 from pipelines.compress.examples import COUNTED, INDEX, OWN, TARGET, Example, Examples, collator
 from pipelines.compress.objectives import IGNORED, hard_targets
 from pipelines.compress.sections import Training
+from pipelines.disk import remove_tree
 from pipelines.processes import report_progress
 
 NOT_INPUTS = (COUNTED, TARGET, INDEX)
 _LOGGED_STEPS = 20
-# Its name in transformers 5.23 and later, and before.
-_NAMES = ("activation_checkpointing", "gradient_checkpointing")
-_CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
 
 
 class Objective(Protocol):
@@ -105,7 +104,8 @@ def train(
         pad_side: Where padding goes.
         validation: What it is judged on while it goes; the best of the models judged is kept.
         score: From logits and targets of the validation data to a figure, the higher the better; none: the loss.
-        callbacks: Further ones.
+        callbacks: Further ones. One whose ``unfinished`` is true says that the model is not yet what was asked for, and
+            so no candidate for the best.
 
     Raises:
         RequestError: The loss is no number, or the batch does not fit the devices.
@@ -128,17 +128,20 @@ def train(
         compute_metrics=None if score is None else (lambda found: {"score": score(found.predictions, found.label_ids)}),
         callbacks=[_Progress(settings.save_minutes if world == 1 else None), *_stopping(settings), *callbacks],
     )
-    trainer.remove_callback(PrinterCallback)  # what it says goes into the record
+    _refuse_silent_fp32(trainer, settings)
     trainer.objective = objective
     trainer.input_names = examples.inputs
     trainer.order = _Order(examples.lengths, settings.batch_size, seed)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    trainer.remove_callback(PrinterCallback)  # it prints every record
+    last = last_checkpoint(folder)
     began = time.monotonic()
-    resumed_at = 0 if last is None else int(last.rsplit("-", 1)[-1])
+    resumed_at = 0 if last is None else _step_of(last)
     if last is not None:
         report_progress(f"going on from step {resumed_at}")
     try:
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if not _all_finite(model):  # the last step has no loss after it that would tell
+            raise _NotANumber(trainer.state.global_step)
     except _NotANumber as error:
         raise _diverged(error, folder, settings) from error
     model.eval()
@@ -172,6 +175,26 @@ def divide(settings: Training, devices: int) -> tuple[int, int]:
         told = f"batch_size {settings.batch_size} over {devices} devices, micro_batch {settings.micro_batch}"
         raise RequestError("the batch cannot be divided among the devices", told, "Choose sizes that divide each other")
     return micro, share // micro
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint of a training that is whole; what an interruption left half written is removed."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        try:  # the state is what is written last
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            whole.append(path)
+        except (OSError, ValueError):
+            remove_tree(path)
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[-1])
+
+
+def _all_finite(model: Any) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 
 
 class _Rows(torch.utils.data.Dataset[Example]):
@@ -221,6 +244,11 @@ class _Trainer(Trainer):
     def _get_train_sampler(self, *_: Any) -> Any:
         return self.order
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if any(getattr(callback, "unfinished", False) for callback in self.callback_handler.callbacks):
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -254,6 +282,8 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint of the weights alone: tensors that layers share are in it once."""
         if self.args.should_save:
+            if not _all_finite(self.model):  # the checkpoint before this one stays the last
+                raise _NotANumber(self.state.global_step)
             folder = Path(output_dir or self.args.output_dir or ".")
             folder.mkdir(parents=True, exist_ok=True)
             save_file(
@@ -265,9 +295,9 @@ class _Trainer(Trainer):
 
 
 class _NotANumber(Exception):
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"the loss is {loss} at step {step}")
-        self.step, self.loss = step, loss
+    def __init__(self, step: int, loss: float | None = None) -> None:
+        what = f"the loss is {loss} at" if loss is not None else "weights are no numbers any more after"
+        super().__init__(f"{what} step {step}")
 
 
 class _Progress(TrainerCallback):
@@ -315,8 +345,16 @@ def _arguments(
         often = {"eval_strategy": when, "save_strategy": when, "load_best_model_at_end": True}
         often |= {"metric_for_best_model": "score" if score else "loss", "greater_is_better": score}
         if when == "steps":
-            share = 1 / max(1, math.ceil(settings.epochs * settings.evaluations))
+            share = 1 / math.ceil(settings.epochs * settings.evaluations)
             often |= {"eval_steps": share, "save_steps": share}
+            if share == 1:  # a share of steps must be below 1: 1 means every step
+                often |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    checkpointing: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        # transformers 5.17 has the older names only, later ones call them deprecated
+        fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+        name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+        checkpointing = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     try:
         return TrainingArguments(
             output_dir=str(folder),
@@ -332,7 +370,8 @@ def _arguments(
             max_grad_norm=settings.max_grad_norm,
             bf16=settings.precision == "bf16",
             fp16=settings.precision == "fp16",
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),  # or bf16 is refused there, though it runs
+            **checkpointing,
             seed=seed,
             data_seed=seed,
             save_total_limit=2,
@@ -344,7 +383,6 @@ def _arguments(
             disable_tqdm=True,
             log_level="error",
             label_names=[TARGET],
-            **{_CHECKPOINTING: settings.gradient_checkpointing},
             **often,
         )
     except ImportError as error:
@@ -355,6 +393,15 @@ def _arguments(
         raise EnvironmentLackError(
             f"training in {settings.precision} does not work here", str(error)[:200], remedy
         ) from error
+
+
+def _refuse_silent_fp32(trainer: Trainer, settings: Training) -> None:
+    """`accelerate` trains in FP32 without a word where it has no mixed precision: FP16 on a CPU."""
+    if settings.precision != "fp32" and not getattr(trainer.accelerator, "native_amp", True):
+        told = f"on {trainer.args.device} it would be trained in fp32"
+        raise EnvironmentLackError(
+            f"training in {settings.precision} does not work here", told, "Train in bf16 or fp32 here, or on a GPU"
+        )
 
 
 def _set_dropout(model: Any, probability: float | None) -> None:
@@ -369,10 +416,8 @@ def _set_dropout(model: Any, probability: float | None) -> None:
 
 
 def _diverged(error: _NotANumber, folder: Path, settings: Training) -> PlanishError:
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    kept = (
-        f"the checkpoint of step {last.rsplit('-', 1)[-1]} is kept in {folder}" if last else "no checkpoint was due yet"
-    )
+    last = last_checkpoint(folder)
+    kept = f"the checkpoint of step {_step_of(last)} is kept in {folder}" if last else "no checkpoint was due yet"
     told = f"{error}; {kept}"
     remedy = f"Lower learning_rate ({settings.learning_rate:g})"
     remedy += "" if settings.precision == "fp32" else f", or train in fp32 instead of {settings.precision}"

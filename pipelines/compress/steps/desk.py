@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calibration.datasets import Dataset, limited, load_task_dataset
+from calibration.roles import TRUTH
 from exporter.errors import RequestError
 from exporter.preprocess import read_labels
 from exporter.sources import Source
@@ -69,15 +71,14 @@ class Desk:
         """One of the step's data sets, or ``None``."""
         return open_rows(self.task.name, self.arguments["data"].get(name), self.seed)
 
-    def examples(self, max_length: int | None, *, encoder: Any = None) -> Examples:
-        """The rows to train on, labelled ones first."""
+    def examples(self, max_length: int | None, *, encoder: Any = None, labelled: bool = True) -> Examples:
+        """The rows to train on, those of the labelled data first; without their labels where `labelled` is false."""
         parts: list[Examples] = []
         for name in ("train", "unlabelled"):
             data = self.data(name)
             if data is not None:
-                rows: Any = (
-                    data if name == "train" else ({k: v for k, v in row.items() if k != "label"} for row in data)
-                )
+                bare = name == "unlabelled" or not labelled
+                rows: Any = ({k: v for k, v in row.items() if k not in TRUTH} for row in data) if bare else data
                 first = sum(len(part) for part in parts)
                 parts.append(
                     encode_examples(
@@ -165,23 +166,25 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
     train_data = desk.data("train")
     if terms.hard and train_data is not None:
         refuse_missing_classes(train_data, desk.labels)
+    judged, score = _validation(desk, settings)
     examples = desk.examples(settings.max_length)
     lesson = Lesson(terms, pool=desk.pool())
     if teacher is not None:
         their_encoder = encoder_of(teacher, desk.task)
         if hasattr(their_encoder, "tokenizer"):
-            texts = [str(next(iter(v for v in row.values() if isinstance(v, str)), "")) for row in _some(desk)]
-            refuse_unlike(teacher, desk.source, (their_encoder, desk.encoder), texts)
+            refuse_unlike(teacher, desk.source, (their_encoder, desk.encoder), _some_texts(desk))
         if terms.soft or terms.embedding:
             lesson.answers = Answers(np.load(Path(arguments["answers"]) / ANSWERS, mmap_mode="r"))
         if terms.inner:
             lesson.teacher = open_trainable(teacher, desk.task)
             lesson.layer_map = usual_layer_map(_layers(model), _layers(lesson.teacher))
-            if their_encoder.tokenizer.get_vocab() != desk.encoder.tokenizer.get_vocab():
+            if (
+                hasattr(their_encoder, "tokenizer")
+                and their_encoder.tokenizer.get_vocab() != desk.encoder.tokenizer.get_vocab()
+            ):
                 examples = with_teacher(examples, desk.examples(settings.max_length, encoder=their_encoder))
     torch.manual_seed(desk.seed)
     lesson.prepare(model)
-    judged, score = _validation(desk, settings)
     trained = train(
         model,
         settings,
@@ -206,19 +209,29 @@ def _validation(desk: Desk, settings: Training) -> tuple[Examples | None, Any]:
 
     data = desk.data("validation")
     if data is None or desk.task.name == "feature-extraction":
+        if settings.early_stopping:
+            told = f"early_stopping {settings.early_stopping}, task {desk.task.name}"
+            raise RequestError(
+                "early stopping judges by labels, and there are none", told, "Leave it out, and set epochs or max_steps"
+            )
         return None, None
+    if not data.labelled:
+        told = f"{data.origin} has {', '.join(data.roles)}"
+        raise RequestError("the validation data have no labels", told, "Name their column with compress.columns")
     examples = encode_examples(desk.task.name, desk.encoder, data, labels=desk.labels, max_length=settings.max_length)
     one_class_a_row = desk.task.name in ("text-classification", "image-classification")
     name = desk.arguments.get("metric") or desk.task.metric
     return examples, classes_score(get_metric(str(name))) if one_class_a_row else None
 
 
-def _some(desk: Desk, count: int = 64) -> list[Any]:
-    from itertools import islice
-
-    return [
-        row for name in ("train", "unlabelled") if (data := desk.data(name)) is not None for row in islice(data, count)
-    ]
+def _some_texts(desk: Desk, count: int = 64) -> list[str]:
+    """A text of each of the first rows; of tokens, joined by spaces."""
+    sets = [data for name in ("train", "unlabelled") if (data := desk.data(name)) is not None]
+    found = []
+    for row in (row for data in sets for row in islice(data, count)):
+        first = next((row[role] for role in ("text", "tokens") if role in row), "")
+        found.append(first if isinstance(first, str) else " ".join(first))
+    return found
 
 
 def _layers(model: Any) -> int:

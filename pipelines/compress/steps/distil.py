@@ -9,9 +9,11 @@ from typing import Any
 
 from exporter.errors import RequestError
 from exporter.sources import Source
-from exporter.structure import keep_layers, layers_of
+from exporter.structure import STRUCTURE, keep_layers, layers_of
 from pipelines.compress.sections import Distil
 from pipelines.compress.steps.desk import Desk, learn, open_desk
+
+_FIXED = {"vocab_size", "id2label", "label2id", "num_labels", "model_type", "architectures", STRUCTURE}
 
 
 def distil(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -78,8 +80,13 @@ def _of_configuration(desk: Desk, changed: dict[str, Any]) -> Any:
     config = copy.deepcopy(teacher.config)
     if unknown := [name for name in changed if not hasattr(config, name)]:
         raise RequestError("the model's configuration has no such field", ", ".join(unknown), "See its config.json")
+    if refused := sorted(_FIXED & set(changed)):
+        remedy = "Leave it as the teacher has it: tokens and classes of the two must be the same"
+        raise RequestError("the student's configuration cannot change this", ", ".join(refused), remedy)
     for name, value in changed.items():
         setattr(config, name, value)
+    if hasattr(config, STRUCTURE):  # of a teacher that was pruned; a new student is built as its own fields say
+        delattr(config, STRUCTURE)
     torch.manual_seed(desk.seed)
     try:
         with quiet_transformers():

@@ -93,7 +93,7 @@ def importance(desk: Desk, rows: int) -> Any:
     Measured on the loss of the labels, or of the model's own answers where there are none; of a sentence encoder on a
     random direction of its embeddings.
     """
-    from pipelines.compress.examples import TARGET, collator
+    from pipelines.compress.examples import COUNTED, TARGET, collator
     from pipelines.compress.importance import measure_importance
     from pipelines.compress.objectives import IGNORED, hard_targets
 
@@ -112,11 +112,9 @@ def importance(desk: Desk, rows: int) -> Any:
         if pool is not None:
             embedding = pool(outputs.last_hidden_state, batch["attention_mask"])
             return (embedding * torch.randn(embedding.shape, generator=generator)).sum()
-        target = batch[TARGET]
-        own = outputs.logits.detach().argmax(dim=-1)
-        if target.ndim == own.ndim:
-            target = torch.where(target == IGNORED, own, target) if target.ndim == 1 else target
-        return hard_targets(outputs.logits, target)
+        target, own = batch[TARGET], outputs.logits.detach().argmax(dim=-1)
+        without = (target == IGNORED) & (batch[COUNTED] != IGNORED)
+        return hard_targets(outputs.logits, torch.where(without, own, target))
 
     return measure_importance(desk.model.eval(), batches(), loss_of)
 
@@ -138,9 +136,10 @@ def lowest(scores: list[Any], share: float, uniform: bool, together: int = 1) ->
     if uniform:
         counts = [round(share * len(values)) for values in scores]
     else:
-        everything = torch.cat(list(scores))
+        everything = torch.cat([values.scatter(0, values.argmax(), torch.inf) for values in scores])
         number = torch.cat([torch.full((len(values),), i) for i, values in enumerate(scores)])
-        gone = number[everything.argsort(stable=True)[: round(share * len(everything))]]
+        most = len(everything) - len(scores)  # one of each layer stays
+        gone = number[everything.argsort(stable=True)[: min(most, round(share * len(everything)))]]
         counts = [int((gone == i).sum()) for i in range(len(scores))]
     found = []
     for values, count in zip(scores, counts, strict=True):
