@@ -61,9 +61,10 @@ def bundle(place: Path, model_folder: Callable[..., Path]) -> Any:
 
 def trained(bundle: Any) -> list[str]:
     """The stages that were run, not found, by their titles."""
-    timeline = bundle.manifest.model_dump(mode="json").get("timeline") or json.loads(
-        (bundle.path / "report.json").read_text(encoding="utf-8")
-    )["timeline"]
+    timeline = (
+        bundle.manifest.model_dump(mode="json").get("timeline")
+        or json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))["timeline"]
+    )
     return [entry["title"] for entry in timeline if not entry["cached"]]
 
 
@@ -100,7 +101,9 @@ def test_a_second_run_trains_nothing(bundle: Any, place: Path, model_folder: Cal
 
 def test_the_digest_of_a_recipe_is_that_of_its_steps(place: Path, model_folder: Callable[..., Path]) -> None:
     def digest(**changed: Any) -> str:
-        steps = [{name: {**asked, **changed} if name == "distil" else asked for name, asked in s.items()} for s in STEPS]
+        steps = [
+            {name: {**asked, **changed} if name == "distil" else asked for name, asked in s.items()} for s in STEPS
+        ]
         return recipe_digest(load_recipe(recipe_of(place, model_folder("bert-plain"), steps=steps)).resolved())
 
     assert digest() == digest()
@@ -108,7 +111,9 @@ def test_the_digest_of_a_recipe_is_that_of_its_steps(place: Path, model_folder: 
     assert digest() != digest(loss={"temperature": 3.0})
 
 
-def test_a_student_that_lost_too_much_fails_the_gate_and_says_so(place: Path, model_folder: Callable[..., Path]) -> None:
+def test_a_student_that_lost_too_much_fails_the_gate_and_says_so(
+    place: Path, model_folder: Callable[..., Path]
+) -> None:
     steps = [STEPS[0], {"prune": {"sparsity": 0.97, "scope": "layer"}}]
     recipe = load_recipe(recipe_of(place, model_folder("bert-plain"), steps=steps, max_drop=0.0))
     ruined = run(recipe, out=place / "ruined")

@@ -58,7 +58,7 @@ def test_soft_targets_have_the_gradient_of_the_cross_entropy_with_its_minus_sign
 
 
 def test_soft_targets_keep_the_size_of_the_gradient_as_the_temperature_grows() -> None:
-    """For large T the gradient tends to (student - teacher) / classes, for centred logits (Hinton et al., equation 4)."""
+    """For large T the gradient of centred logits tends to (student - teacher) / classes (Hinton et al., equation 4)."""
     student = randn(6, 4, seed=1) * 0.1
     teacher = randn(6, 4, seed=2) * 0.1
     student, teacher = student - student.mean(-1, keepdim=True), teacher - teacher.mean(-1, keepdim=True)
@@ -76,7 +76,10 @@ def test_what_does_not_count_adds_neither_loss_nor_gradient() -> None:
     for loss, each in (
         (
             objectives.soft_targets(student, teacher, counted, T),
-            [objectives.soft_targets(student[i, j][None], teacher[i, j][None], counted[i, j][None], T) for i, j in alone],
+            [
+                objectives.soft_targets(student[i, j][None], teacher[i, j][None], counted[i, j][None], T)
+                for i, j in alone
+            ],
         ),
         (
             objectives.hard_targets(student, target),
@@ -146,9 +149,7 @@ def test_padding_gets_no_gradient(name: str) -> None:
 
 def test_hidden_states_are_the_mean_over_tokens_and_width() -> None:
     student, teacher = randn(3, 7, 12, seed=1).double(), randn(3, 7, 12, seed=2).double()
-    expected = sum(
-        float((student[i, :n] - teacher[i, :n]).square().mean()) for i, n in enumerate(LENGTHS)
-    )
+    expected = sum(float((student[i, :n] - teacher[i, :n]).square().mean()) for i, n in enumerate(LENGTHS))
     assert float(objectives.hidden_states(student, teacher, MASK)) == pytest.approx(expected, rel=1e-6)
 
 

@@ -98,7 +98,7 @@ def test_two_of_every_four_are_zero(recover: Any, teacher: Teacher, train_csv: P
 
 
 def test_a_matrix_that_four_does_not_divide_is_named() -> None:
-    with pytest.raises(RequestError, match="cannot be divided into groups of four: some.weight has 6 inputs"):
+    with pytest.raises(RequestError, match=r"cannot be divided into groups of four: some.weight has 6 inputs"):
         two_of_four([("some.weight", torch.randn(4, 6))])
 
 
@@ -118,7 +118,7 @@ def dead_parts(model: Any) -> None:
     for layer, heads in ((1, [0, 2]), (3, [3])):
         for head in heads:
             layer_parts(model, layer).output.weight.data[:, head * 8 : head * 8 + 8] = 0
-    for layer, neurons in ((0, range(10, 42)), (2, range(0, 16))):
+    for layer, neurons in ((0, range(10, 42)), (2, range(16))):
         layer_parts(model, layer).down.weight.data[:, list(neurons)] = 0
 
 
@@ -140,12 +140,18 @@ def test_layers_that_do_nothing_are_the_ones_that_go(
     planted: Callable[..., Path], teacher: Teacher, train_csv: Path, tmp_path: Path
 ) -> None:
     def idle(model: Any) -> None:
-        for number in (1, 2):  # what a layer adds is almost nothing beside what it is given, which is normalized already
+        for number in (
+            1,
+            2,
+        ):  # what a layer adds is almost nothing beside what it is given, which is normalized already
             parts = layer_parts(model, number)
             for part in (parts.output, parts.down):
                 part.weight.data.zero_()
                 part.bias.data.zero_()
-            for norm in (layers_of(model)[number].attention.output.LayerNorm, layers_of(model)[number].output.LayerNorm):
+            for norm in (
+                layers_of(model)[number].attention.output.LayerNorm,
+                layers_of(model)[number].output.LayerNorm,
+            ):
                 norm.weight.data.copy_(layers_of(model)[0].output.LayerNorm.weight.data)
                 norm.bias.data.copy_(layers_of(model)[0].output.LayerNorm.bias.data)
 
@@ -226,7 +232,11 @@ def test_importance_without_labels_uses_the_models_own_answers(
 
 @pytest.mark.parametrize(("share", "removed"), [(0.5, 6), (0.75, 9), (0.99, 9)])
 def test_as_many_go_as_asked_and_one_of_each_layer_stays(share: float, removed: int) -> None:
-    scores = [torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([5.0, 6.0, 7.0, 8.0]), torch.tensor([0.5, 9.0, 1.0, 2.0])]
+    scores = [
+        torch.tensor([0.1, 0.2, 0.3, 0.4]),
+        torch.tensor([5.0, 6.0, 7.0, 8.0]),
+        torch.tensor([0.5, 9.0, 1.0, 2.0]),
+    ]
     found = lowest(scores, share, uniform=False)
     assert sum(map(len, found)) == removed
     assert 3 not in found[0]
@@ -245,7 +255,12 @@ def test_neurons_stay_in_whole_vectors() -> None:
     ("kind", "step", "what", "parts"),
     [
         ("mpnet", {"heads": 0.5}, "heads of this model cannot be removed", ["mpnet", "relative position bias"]),
-        ("deberta-v2", {"heads": 0.5}, "the inside of this model is not known", ["DebertaV2", "'deberta-v2'", "roberta"]),
+        (
+            "deberta-v2",
+            {"heads": 0.5},
+            "the inside of this model is not known",
+            ["DebertaV2", "'deberta-v2'", "roberta"],
+        ),
         ("deberta-v2", {"sparsity": 0.5}, "the inside of this model is not known", ["DebertaV2", "distilbert"]),
         ("modernbert", {"layers": 1}, "the inside of this model is not known", ["ModernBert", "mpnet"]),
         ("bert-classifier", {"layers": 2}, "no layer would be left", ["2 of 2"]),
@@ -263,7 +278,7 @@ def test_what_cannot_be_pruned_is_told(
 
 
 def test_a_module_that_is_no_linear_layer_is_named(
-    teacher: Teacher, train_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher,
 ) -> None:
     model = opened(teacher.folder)
     layers_of(model)[2].output.dense = torch.nn.Identity()
@@ -321,7 +336,9 @@ def test_models_of_other_kinds_lose_heads_and_open_again(tmp_path: Path, model_f
         out = make_model(kind, tmp_path / kind)
         save_checkpoint(model, out)
         again = opened(out, task)
-        given = {"pixel_values": torch.ones(1, 3, 32, 32)} if kind == "vit" else {"input_ids": torch.arange(8)[None] + 5}
+        given = (
+            {"pixel_values": torch.ones(1, 3, 32, 32)} if kind == "vit" else {"input_ids": torch.arange(8)[None] + 5}
+        )
         with torch.no_grad():
             torch.testing.assert_close(again(**given)[0], model(**given)[0])
         assert layer_parts(again, 1).heads == 2

@@ -52,9 +52,7 @@ def kill_after(step: int, asked: dict[str, Any], place: Path) -> int:
     script = Path(__file__).with_name("step_to_kill.py")
     command = [sys.executable, str(script), "pipelines.compress.steps.finetune:finetune", str(given), "0.1"]
     with (place / "log").open("wb") as log:
-        child = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
+        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
     until = time.monotonic() + 120
     states = Path(asked["checkpoints"])
     while not [p for p in states.glob("checkpoint-*/trainer_state.json") if int(p.parent.name[11:]) >= step]:

@@ -20,7 +20,9 @@ FAST = {"epochs": 8, "learning_rate": 3e-3}
 
 
 def test_bf16_trains(untrained: Path, train_csv: Path, tmp_path: Path) -> None:
-    record = finetune(arguments(untrained, tmp_path / "bf16", FAST | {"precision": "bf16"}, train=train_csv))["training"]
+    record = finetune(arguments(untrained, tmp_path / "bf16", FAST | {"precision": "bf16"}, train=train_csv))[
+        "training"
+    ]
     losses = [entry["loss"] for entry in record["losses"]]
     assert losses[-1] < 0.7 * losses[0]
     assert record["precision"] == "bf16"
@@ -37,7 +39,9 @@ def test_fp16_trains_on_a_gpu_and_is_refused_where_it_would_be_fp32(
         losses = [entry["loss"] for entry in finetune(asked)["training"]["losses"]]
         assert losses[-1] < 0.7 * losses[0]
         return
-    with pytest.raises(EnvironmentLackError, match=r"fp16 does not work here: on cpu it would be trained in fp32") as it:
+    with pytest.raises(
+        EnvironmentLackError, match=r"fp16 does not work here: on cpu it would be trained in fp32"
+    ) as it:
         finetune(asked)
     assert it.value.remedy == "Train in bf16 or fp32 here, or on a GPU"
 
