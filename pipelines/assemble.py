@@ -17,9 +17,11 @@ from exporter.targets import get_target
 from pipelines.artifacts import FUSED, Artifacts
 from pipelines.baselines import EAGER, label
 from pipelines.cache_entry import package_version
+from pipelines.compress.brief import brief_steps
 from pipelines.judging import Judged
 from pipelines.manifest import InputContractEntry, Manifest, PointEntry, SourceEntry, VariantEntry
 from pipelines.plan import PORTABLE_FILES
+from pipelines.report.compression import CompressionView
 from pipelines.select import Candidate as Selectable
 from pipelines.select import select
 from pipelines.stages import files as stage_files
@@ -292,12 +294,14 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
         entry["gates"] = judged.gates
         entry["bytes"] = sum(sizes[name] for name in entry["files"] if name in sizes) or None
         entry["points"] = _points(judged.timing)
+    if results.compression is not None:
+        document["compression"] |= {"steps": brief_steps(results.compression.evidence["steps"])}
     race = results.race
     limit = results.recipe["parity"]["samples"]
     return {
         **document,
         "verdict": {
-            "ok": written.selected.get("overall") is not None,
+            "ok": written.selected.get("overall") is not None and not _lost_too_much(written),
             "selected": dict(written.selected),
             "sentence": sentence(written, results.race),
         },
@@ -329,8 +333,15 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
     }
 
 
+def _lost_too_much(written: Manifest) -> bool:
+    """As `pipelines.runner.outcome` has it: what was converted well is not to be shipped all the same."""
+    return written.compression is not None and CompressionView(written.compression, (), None).failed
+
+
 def sentence(written: Manifest, race: Mapping[str, Any]) -> str:
     """The verdict in a sentence; without figures where other programs kept the machine busy while it was timed.
+
+    Where the recipe compresses, it tells what was selected against the teacher.
 
     Args:
         written: The manifest.
@@ -339,6 +350,8 @@ def sentence(written: Manifest, race: Mapping[str, Any]) -> str:
     overall = written.selected.get("overall")
     if overall is None:
         return "Do not ship: no variant passed its gates"
+    if written.compression is not None:
+        return CompressionView(written.compression, (), overall).sentence()
     passed = f"Ship {overall}: it passed its gates"
     variant = next(entry for entry in written.variants if entry.id == overall)
     if not variant.points:

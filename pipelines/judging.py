@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact, Variant
 from exporter.errors import NotApplicableError, PlanishError
@@ -22,6 +22,9 @@ from pipelines.verification.gates import VERDICTS, latency_gate, skipped, varian
 from pipelines.verification.judgement import RULES
 from pipelines.verification.latency_result import spoils
 from pipelines.workshop import GPU, ONNX, TORCH, Made, Workshop
+
+if TYPE_CHECKING:
+    from pipelines.verification.worker_process import WorkerSpec
 
 CPU_RUNNER = "onnxruntime-cpu"
 RACE_CODE = (
@@ -270,8 +273,8 @@ class Bench:
             worth=lambda race: not spoils(race["busy_elsewhere"]),
         )
 
-    def _measure(self, timed: Sequence[Judged], points: Sequence[str], baselines: Sequence[str]) -> dict[str, Any]:
-        from pipelines.verification.latency import Plan, measure
+    def workers(self, timed: Sequence[Judged], baselines: Sequence[str]) -> list[WorkerSpec]:
+        """What opens the baselines and the variants that run here, each in a process of its own."""
         from pipelines.verification.worker_process import WorkerSpec
 
         weights = int(self.original["source"]["weights_bytes"])
@@ -300,10 +303,19 @@ class Bench:
                         estimated_bytes=2 * weights + 300_000_000,
                     )
                 )
-        latency = self.recipe.latency
+        return specs
+
+    def point_files(self, points: Sequence[str]) -> dict[str, Path]:
+        """The inputs of operating points, by label."""
+        return {label: self.recorded.folder / "points" / f"{label}.safetensors" for label in points}
+
+    def _measure(self, timed: Sequence[Judged], points: Sequence[str], baselines: Sequence[str]) -> dict[str, Any]:
+        from pipelines.verification.latency import Plan, measure
+
+        specs, latency = self.workers(timed, baselines), self.recipe.latency
         result = measure(
             specs,
-            {label: self.recorded.folder / "points" / f"{label}.safetensors" for label in points},
+            self.point_files(points),
             log=self.shop.log,
             plan=Plan(budget_s=latency.budget_s, min_block_ms=latency.min_block_ms, seed=self.recipe.seed),
             baseline=reference_of([spec.name for spec in specs]),

@@ -33,7 +33,7 @@ from pipelines.workshop import Made, Workshop
 if TYPE_CHECKING:
     from exporter.sources import Source
 
-__all__ = ["bench_source", "outcome", "run", "workshop"]
+__all__ = ["bench_source", "outcome", "ready_to_race", "run", "workshop"]
 
 
 def run(
@@ -129,22 +129,33 @@ def outcome(bundle: Bundle) -> GateError | None:
 
 def bench_source(recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Any]:
     """Time what a source becomes, without judging it: the race alone, as ``evidence/latency.json`` has it."""
-    progress = progress or Progress(quiet=True)
+    with Cache() as cache:
+        bench, variants = ready_to_race(recipe, cache, progress or Progress(quiet=True))
+        race = bench.race(variants, bench.recorded.record["points"], anew=True)
+        left_out = [f"Not measured at {reason}" for reason in bench.recorded.record["dropped_points"]]
+        return {**race, "notes": [*race.get("notes", []), *left_out]} if left_out else race
+
+
+def ready_to_race(recipe: Recipe, cache: Cache, progress: Progress) -> tuple[Bench, list[Judged]]:
+    """Make everything that a source becomes, unjudged, so that `Bench.race` or `Bench.workers` takes it.
+
+    Args:
+        recipe: Names source, targets, precisions and operating points.
+        cache: Open for as long as the files are used.
+        progress: Tells how it goes.
+    """
     refuse_unoffered(recipe)
     source = resolve_source(
         recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
     )
     task = infer_task(source) if recipe.task is None else get_task(recipe.task)
     recipe = recipe.model_copy(update={"task": task.name})
-    with Cache() as cache:
-        shop = workshop(cache, progress, recipe, source)
-        bench, _, variants, _ = _make(shop, recipe, recipe.resolved(), source)
-        for judged in variants:
-            if judged.artifact is not None and not judged.candidate.skip:
-                judged.executed = {}
-        race = bench.race(variants, bench.recorded.record["points"], anew=True)
-        left_out = [f"Not measured at {reason}" for reason in bench.recorded.record["dropped_points"]]
-        return {**race, "notes": [*race.get("notes", []), *left_out]} if left_out else race
+    shop = workshop(cache, progress, recipe, source)
+    bench, _, variants, _ = _make(shop, recipe, recipe.resolved(), source)
+    for judged in variants:
+        if judged.artifact is not None and not judged.candidate.skip:
+            judged.executed = {}
+    return bench, variants
 
 
 def _work(shop: Workshop, recipe: Recipe, resolved: dict[str, Any], source: Source) -> assemble.Results:

@@ -1,4 +1,4 @@
-"""The table in the terminal that ends a run: the verdict, the variants that ran, and what did not and why."""
+"""The table in the terminal that ends a run: the variants that ran, what did not and why, and the verdict."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.compression_table import compression_lines, models_table
 from pipelines.report import formats
 from pipelines.report.variant import OVERALL, Speed, VariantView
 from pipelines.report.view import ReportView
+from pipelines.writable import writable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _STYLES = {"passed": "green", "inconclusive": "yellow", "failed": "red", "skipped": "dim"}
-_ASCII = str.maketrans({"×": "x", "–": "-", "−": "-", "…": "...", "≥": ">="})
-_SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 _LONGEST_REASON = 400
 _GAP = 2
 """Spaces between two columns: the box's own and one of padding."""
@@ -50,13 +50,18 @@ def render_table(report: Mapping[str, Any], console: Console) -> None:
     view = ReportView(report)
 
     def line(*parts: tuple[str, str]) -> None:
-        console.print(Text.assemble(*((_writable(text, console), style) for text, style in parts)), highlight=False)
+        console.print(Text.assemble(*((writable(text, console), style) for text, style in parts)), highlight=False)
 
     if view.tried:
         console.print(variants_table(view, console))
     for text, style in legend(view):
         line((text, style))
     _explain(view, line)
+    if view.compression is not None:
+        console.print()
+        console.print(models_table(view.compression, console))
+        for text, style in compression_lines(view.compression):
+            line((text, style))
     if view.ok:
         line((view.sentence, "bold green"))
     else:
@@ -96,18 +101,18 @@ def variants_table(view: ReportView, console: Console) -> Any:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("Variant", overflow="fold")
     for column in columns:
-        table.add_column(Text(_writable(column.title, console)), justify="right", no_wrap=True)
+        table.add_column(Text(writable(column.title, console)), justify="right", no_wrap=True)
     table.add_column("Status", no_wrap=True)
     for variant in ran:
         style = "bold" if variant.overall_winner else ""
-        cells = [Text(_writable(column.cell(variant), console), style=style) for column in columns]
-        name = Text("\n".join(_writable(part, console) for part in _broken(variant.id, room)), style=style)
+        cells = [Text(writable(column.cell(variant), console), style=style) for column in columns]
+        name = Text("\n".join(writable(part, console) for part in _broken(variant.id, room)), style=style)
         table.add_row(name, *cells, Text(variant.status, style=_STYLES[variant.status]))
     for label, data in view.rivals:
         speeds = {name: Speed.read(formats.mapping(data, "points", name), "speedup").value for name in view.points}
         if any(value is not None for value in speeds.values()):
             texts = [formats.ratio(speeds[c.title]) if c.title in speeds else "" for c in columns]
-            table.add_row(label, *(Text(_writable(t, console)) for t in texts), "baseline", style="dim")
+            table.add_row(label, *(Text(writable(t, console)) for t in texts), "baseline", style="dim")
     return table
 
 
@@ -182,12 +187,3 @@ def _explain(view: ReportView, line: Callable[..., None]) -> None:
         line((formats.short(view.dropped_points, _LONGEST_REASON), "yellow"))
     if view.built_in_data:
         line((f"Built-in sentences were used for {view.built_in_data}.", "dim"))
-
-
-def _writable(text: str, console: Console) -> str:
-    """`text` in what the terminal can encode, without control characters that could rewrite the screen."""
-    text = "".join(character if character.isprintable() else " " for character in text)
-    if console.encoding.lower().startswith("utf"):
-        return text
-    text = text.replace("×10", "e").translate(_SUPERSCRIPTS).translate(_ASCII)
-    return text.encode(console.encoding, "replace").decode(console.encoding)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,21 @@ def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             f"Its header promises {end} bytes of weights, it holds {size - 8 - length}. {_DOWNLOAD_AGAIN}",
         )
     return tensors
+
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+"""By their names in safetensors files, how NumPy calls element types."""
+
+
+def stored_dtypes(folder: Path | None, files: Iterable[str]) -> dict[str, int]:
+    """Elements per element type, as safetensors files declare them, most first; empty for other weights."""
+    counts: Counter[str] = Counter()
+    for name in files:
+        if folder is not None and name.endswith(".safetensors"):
+            for tensor in read_safetensors_header(folder / name).values():
+                dtype = str(tensor["dtype"])
+                counts[_DTYPES.get(dtype, dtype.lower())] += math.prod(tensor["shape"])
+    return dict(counts.most_common())
 
 
 def _safetensors(folder: Path, files: tuple[str, ...], index: str | None) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterable
@@ -13,10 +14,14 @@ from exporter.errors import RequestError
 if TYPE_CHECKING:
     import torch
 
+    from exporter.sources import Source
+
 WEIGHTS = "model.safetensors"
 _CODES, _BOOK = ".planish_codes", ".planish_book"
 """Endings of the two tensors that stand for a clustered weight: which of the values each element is, and the values."""
 MOST_VALUES = 256
+_HEAD = "sentence_head."
+"""Pooling and dense layers that an opened original carries: their weights are in files of their own, beside these."""
 
 
 def save_checkpoint(
@@ -30,32 +35,44 @@ def save_checkpoint(
         model: The model, on any device.
         folder: Where to; it is made.
         small_files: Further files by their name in the folder: tokenizer, pooling, licence.
-        clustered: Names of weights that have few values (`MOST_VALUES` at most): they are stored as a table of these
-            and a byte per element.
+        clustered: Names of weights that have few values (`MOST_VALUES` at most, told apart by their bits): they are
+            stored as a table of these and a byte per element. Only Planish reads such a folder.
+
+    Raises:
+        RequestError: The model has no such weight to cluster, or one has too many values.
     """
     from safetensors.torch import save_file
 
     from exporter.structure.surgery import STRUCTURE, structure_of
 
-    clustered = list(clustered)
+    state = stored_once(model)
+    names = list(dict.fromkeys(clustered))
+    if unknown := [name for name in names if name not in state]:
+        remedy = "Weights that share their memory go by the first of their names"
+        raise RequestError("the model has no such weight to cluster", ", ".join(unknown[:5]), remedy)
+    for name in names:
+        state |= _clustered(name, state.pop(name))
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in small_files:
         if name != "config.json":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
-    state = stored_once(model)
-    for name in clustered:
-        state |= _clustered(name, state.pop(name))
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     model.config.architectures = [_class_name(model)]
     model.config.dtype = "float32"
-    # Clusters are read by what reads a structure, so there is one.
-    noted = bool(clustered) and not hasattr(model.config, STRUCTURE)
-    if noted:
-        setattr(model.config, STRUCTURE, structure_of(model))
-    model.config.save_pretrained(folder)
-    if noted:
-        delattr(model.config, STRUCTURE)
+    plain = copy.deepcopy(model.config)
+    if names and not hasattr(plain, STRUCTURE):  # it says who has to read the weights
+        setattr(plain, STRUCTURE, structure_of(model))
+    plain.save_pretrained(folder)
+
+
+def files_beside(source: Source) -> list[tuple[str, Path]]:
+    """What belongs to a model folder beside the encoder's weights, by name: small files, and weights of pooling."""
+    folder = source.path
+    if folder is None or not source.is_folder:
+        raise RequestError("the source is no model folder", source.spec)
+    names = [*source.files, *(name for name in source.weights if "/" in name)]
+    return [(name, folder / name) for name in names]
 
 
 def stored_once(model: Any) -> dict[str, torch.Tensor]:
@@ -63,6 +80,8 @@ def stored_once(model: Any) -> dict[str, torch.Tensor]:
     seen: set[tuple[int, ...]] = set()
     state: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
+        if name.startswith(_HEAD):
+            continue
         place = (tensor.data_ptr(), *tensor.shape, *tensor.stride()) if tensor.numel() else (id(tensor),)
         if place not in seen:
             seen.add(place)
@@ -90,13 +109,10 @@ def load_state(model: Any, state: dict[str, torch.Tensor], where: object) -> Non
     Raises:
         RequestError: A tensor is missing, has another shape, or is not the model's.
     """
-    own = model.state_dict()
-    places: dict[int, str] = {}
-    missing = []
-    for name, tensor in own.items():
-        first = places.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
-        if name not in state and first not in state:
-            missing.append(name)
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_HEAD)}
+    # Of names that share their memory any one will do.
+    given = {own[name].data_ptr() for name in state if name in own}
+    missing = [name for name, tensor in own.items() if name not in state and tensor.data_ptr() not in given]
     strange = [name for name in state if name not in own]
     unlike = [name for name in state if name in own and own[name].shape != state[name].shape]
     if wrong := [*missing, *strange, *unlike]:
@@ -110,10 +126,18 @@ def load_state(model: Any, state: dict[str, torch.Tensor], where: object) -> Non
     model.load_state_dict(state, strict=False)
 
 
+_INTEGERS = {2: "int16", 4: "int32"}
+"""By bytes per element."""
+
+
 def _clustered(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     import torch
 
-    book, codes = torch.unique(tensor, return_inverse=True)
+    if (bits := _INTEGERS.get(tensor.element_size())) is None or not tensor.is_floating_point():
+        raise RequestError("a weight of this type is not clustered", f"{name}: {tensor.dtype}", "Cluster FP32 or half")
+    # By bits: as numbers the two zeros are one.
+    book, codes = torch.unique(tensor.view(getattr(torch, bits)), return_inverse=True)
+    book = book.view(tensor.dtype)
     if len(book) > MOST_VALUES:
         raise RequestError("a clustered weight has too many values", f"{name}: {len(book)}", f"{MOST_VALUES} at most")
     return {name + _CODES: codes.to(torch.uint8), name + _BOOK: book}

@@ -99,7 +99,7 @@ def share_layers(model: Any, groups: Sequence[Sequence[int]]) -> None:
     """
     layers = layers_of(model)
     named = [number for group in groups for number in group]
-    if len(set(named)) != len(named) or any(not 0 <= number < len(layers) for number in named):
+    if not all(groups) or len(set(named)) != len(named) or any(not 0 <= number < len(layers) for number in named):
         raise RequestError(
             "not groups of layers", [list(g) for g in groups], f"Layers 0 to {len(layers) - 1}, each once"
         )
@@ -162,32 +162,43 @@ def apply_structure(model: Any, structure: Mapping[str, Sequence[int]]) -> None:
     Raises:
         RequestError: It does not fit the model.
     """
-    layers = layers_of(model)
+    anatomy, layers = anatomy_of(model), layers_of(model)
     wanted = {key: structure.get(key) for key in ("heads", "neurons", "shares")}
+    # Removing only makes smaller: what the configuration's own fields say is the most.
+    bounds = {
+        "heads": (1, int(getattr(model.config, anatomy.config_heads))),
+        "neurons": (1, int(getattr(model.config, anatomy.config_neurons))),
+        "shares": (0, len(layers) - 1),
+    }
     for key, values in wanted.items():
         sound = isinstance(values, list | tuple) and len(values) == len(layers) and all(type(v) is int for v in values)
-        least = 0 if key == "shares" else 1
-        if not sound or any(value < least for value in values or ()):
-            remedy = f"It must give {key} of each of the {len(layers)} layers"
-            raise RequestError(f"config.json: {STRUCTURE} does not fit the model", f"{key}: {values!r}"[:200], remedy)
+        least, most = bounds[key]
+        if not sound or any(not least <= value <= most for value in values or ()):
+            remedy = f"It must give {key} of each of the {len(layers)} layers, {least} to {most}"
+            raise _unfit(key, values, remedy)
+    heads_given, neurons_given, shares = (list(wanted[key] or ()) for key in ("heads", "neurons", "shares"))
+    for number, first in enumerate(shares):
+        alike = (heads_given[first], neurons_given[first]) == (heads_given[number], neurons_given[number])
+        if first > number or not alike:
+            raise _unfit("shares", shares, f"Layer {number} must share with one before it that is as large")
+    if anatomy.why_no_heads and any(heads != bounds["heads"][1] for heads in heads_given):
+        raise _unfit("heads", heads_given, f"They cannot be removed: {anatomy.why_no_heads}")
     size = head_size(model)
-    for number in range(len(layers)):
+    for number, (heads, neurons) in enumerate(zip(heads_given, neurons_given, strict=True)):
         parts = layer_parts(model, number)
-        heads, neurons = int(wanted["heads"][number]), int(wanted["neurons"][number])  # type: ignore[index]
         for part in (parts.query, parts.key, parts.value):
             _resize(part, rows=heads * size)
         _resize(parts.output, columns=heads * size)
         _resize(parts.up, rows=neurons)
         _resize(parts.down, columns=neurons)
         _count_heads(model, parts)
-    for number, first in enumerate(wanted["shares"] or ()):
-        if not first <= number:
-            remedy = "A layer shares the weights of one before it, or has its own: its own number"
-            raise RequestError(
-                f"config.json: {STRUCTURE} does not fit the model", f"shares: {first} at layer {number}", remedy
-            )
+    for number, first in enumerate(shares):
         layers[number] = layers[first]
     note_structure(model)
+
+
+def _unfit(key: str, values: Any, remedy: str) -> RequestError:
+    return RequestError(f"config.json: {STRUCTURE} does not fit the model", f"{key}: {values!r}"[:200], remedy)
 
 
 def _checked(numbers: Sequence[int], count: int, what: str) -> set[int]:

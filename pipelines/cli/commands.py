@@ -187,6 +187,49 @@ def engine(
 
 
 @app.command()
+def certify(
+    checkpoint: Annotated[str, typer.Argument(help="A model folder, package:folder or hub id.", metavar="CHECKPOINT")],
+    task: Annotated[str | None, typer.Option("--task", "-t", help="What the model does (default: inferred).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the checkpoint without its dead heads and neurons there.")
+    ] = None,
+    claims: Annotated[
+        str | None,
+        typer.Option("--claims", help="What is to be true, as sparsity=0.9,2:4; exit status 1 if it is not."),
+    ] = None,
+    latency: Annotated[bool, typer.Option(help="Time it against its dense twin, where it has zeros.")] = True,
+    points: Annotated[str | None, typer.Option("--points", help="Operating points, as 1x16,8x128.")] = None,
+    targets: Annotated[
+        str | None, typer.Option("--targets", help="Targets to time, as onnxruntime-cpu (default: all).")
+    ] = None,
+    budget_s: Annotated[float, typer.Option("--budget-s", min=1.0, help="Seconds to measure for.")] = 60.0,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Compute threads (default: all cores).")
+    ] = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Say what a compressed checkpoint really is, and whether it is faster."""
+    from pipelines.cli.certifying import certify_checkpoint
+
+    return certify_checkpoint(
+        checkpoint,
+        out,
+        as_json,
+        quiet,
+        task=task,
+        claims=claims,
+        latency=latency,
+        points=points,
+        targets=targets,
+        budget_s=budget_s,
+        threads=threads,
+        trust=trust,
+    )
+
+
+@app.command()
 def inspect(
     subject: Annotated[str, typer.Argument(help="A bundle or a model.", metavar="BUNDLE|MODEL")],
     as_json: Json = False,

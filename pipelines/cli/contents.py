@@ -6,7 +6,6 @@ Nothing of what is inside runs, except a factory, which is how such a source is 
 from __future__ import annotations
 
 import json
-import math
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -24,7 +23,6 @@ _CONFIG_KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "max_position_embeddings", "image_size", "num_labels",
 )  # fmt: skip
-_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
 def describe_bundle(folder: Path) -> dict[str, Any]:
@@ -50,6 +48,7 @@ def describe_bundle(folder: Path) -> dict[str, Any]:
         **{key: plain[key] for key in ("name", "task", "created", "planish_version", "source")},
         "verdict": _verdict(bundle, report),
         "selected": plain["selected"],
+        "compression": plain["compression"],
         "latency": {"points": bundle.points, "baseline": _baseline(report)},
         "variants": variants,
         "input_contract": plain["input_contract"],
@@ -114,6 +113,7 @@ def describe_onnx(path: Path) -> dict[str, Any]:
 
 def describe_source(source: Source) -> dict[str, Any]:
     """A model folder or a factory: task, architecture, size, files, digest and licence."""
+    from exporter.sources.weights import stored_dtypes
     from exporter.tasks import infer_task
 
     config = source.json("config.json") or {}
@@ -134,7 +134,7 @@ def describe_source(source: Source) -> dict[str, Any]:
         "config": {key: config[key] for key in _CONFIG_KEYS if config.get(key) is not None},
         "parameters": source.parameters,
         "weights_bytes": source.weights_bytes,
-        "weights_dtypes": _weights_dtypes(source),
+        "weights_dtypes": stored_dtypes(source.path, source.weights),
         "pickled": source.pickled,
         "files": _source_files(source),
         "digest": source.digest,
@@ -220,10 +220,15 @@ def _file(bundle: Bundle, name: str) -> dict[str, Any]:
 
 def _verdict(bundle: Bundle, report: Any) -> dict[str, Any]:
     """The verdict of the run as its report gives it, or what the manifest's selection says."""
+    from pipelines.report.compression import CompressionView
+
     verdict = report.get("verdict") if isinstance(report, dict) else None
     if isinstance(verdict, dict) and isinstance(verdict.get("sentence"), str):
         return {"ok": verdict.get("ok") is True, "sentence": verdict["sentence"]}
-    chosen = bundle.manifest.selected.get("overall")
+    chosen, compression = bundle.manifest.selected.get("overall"), bundle.manifest.compression
+    if compression is not None:
+        told = CompressionView(compression, (), chosen)
+        return {"ok": chosen is not None and not told.failed, "sentence": told.sentence()}
     sentence = "No variant passed its gates" if chosen is None else f"{chosen} was selected"
     return {"ok": chosen is not None, "sentence": sentence}
 
@@ -242,20 +247,6 @@ def _source_files(source: Source) -> list[dict[str, Any]]:
         return []
     names = (*source.weights, *source.files)
     return [{"path": name, "bytes": (root / name).stat().st_size, "weights": name in source.weights} for name in names]
-
-
-def _weights_dtypes(source: Source) -> dict[str, int]:
-    """Elements per element type, as safetensors files declare them; empty for other weights."""
-    from exporter.sources.weights import read_safetensors_header
-
-    root = source.path
-    counts: Counter[str] = Counter()
-    for name in source.weights:
-        if root is not None and name.endswith(".safetensors"):
-            for tensor in read_safetensors_header(root / name).values():
-                dtype = str(tensor["dtype"])
-                counts[_SAFETENSORS_DTYPES.get(dtype, dtype.lower())] += math.prod(tensor["shape"])
-    return dict(counts.most_common())
 
 
 def _json_file(path: Path) -> Any:

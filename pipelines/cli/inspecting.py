@@ -83,6 +83,7 @@ def _show_bundle(found: Mapping[str, Any], screen: Screen) -> None:
         screen.line(f"Damaged: {problem}", "failed")
     screen.heading("Variants")
     _show_variants(found, screen)
+    _show_compression(found, screen)
     contract = found["input_contract"]
     screen.heading("Input contract")
     _show_values(screen, contract["inputs"], contract["outputs"])
@@ -124,6 +125,19 @@ def _show_variants(found: Mapping[str, Any], screen: Screen) -> None:
         screen.heading("Files of the variants")
         rows = [(name, size(sizes[name]), ", ".join(ids)) for name, ids in users.items()]
         screen.table(("File", "Size", "Variants"), rows, right=(1,))
+
+
+def _show_compression(found: Mapping[str, Any], screen: Screen) -> None:
+    """The models on the way, where the recipe compresses."""
+    from pipelines.compression_table import compression_lines, models_table
+    from pipelines.report.view import ReportView
+
+    view = ReportView({**found, "verdict": {"selected": found["selected"]}}).compression
+    if view is not None:
+        screen.heading("Compression")
+        screen.part(models_table(view, screen.console))
+        for text, style in compression_lines(view):
+            screen.line(text, style)
 
 
 def _environment(environment: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

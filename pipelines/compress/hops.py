@@ -73,7 +73,9 @@ def measure_hops(bench: Bench, compressed: Compressed, data_id: dict[str, Any]) 
     return found
 
 
-def compare_quality(bench: Bench, hops: Sequence[Measured], teacher: int, variants: Sequence[Judged]) -> dict[str, Any]:
+def compare_quality(
+    bench: Bench, hops: Sequence[Measured], teacher: Measured, variants: Sequence[Judged]
+) -> dict[str, Any]:
     """Quality of every model and of the `variants` beside the teacher's (`pipelines.compress.comparing.compare`)."""
     recipe, record = bench.recipe, bench.recorded.record
     asked = recipe.compress
@@ -91,7 +93,7 @@ def compare_quality(bench: Bench, hops: Sequence[Measured], teacher: int, varian
         "Compare with the teacher",
         "pipelines.compress.comparing:compare",
         {
-            "teacher": str(hops[teacher].recorded.folder),
+            "teacher": str(teacher.recorded.folder),
             "others": folders,
             "original": bench.original,
             "signature": record["signature"],
@@ -100,13 +102,13 @@ def compare_quality(bench: Bench, hops: Sequence[Measured], teacher: int, varian
             "settings": settings,
             "seed": recipe.seed,
         },
-        inputs={"teacher": hops[teacher].recorded.id, "others": identities, "settings": settings, "seed": recipe.seed},
+        inputs={"teacher": teacher.recorded.id, "others": identities, "settings": settings, "seed": recipe.seed},
         packages=("numpy", "scipy"),
     )
     return made.record
 
 
-def race_hops(bench: Bench, hops: Sequence[Measured], teacher: int, selected: Sequence[Judged]) -> dict[str, Any]:
+def race_hops(bench: Bench, hops: Sequence[Measured], teacher: Measured, selected: Sequence[Judged]) -> dict[str, Any]:
     """Time every model in PyTorch and on `COMPARED`, and the selected variants, all against the teacher in PyTorch.
 
     Models whose inputs are not those of the last are left out, and named in ``notes``.
@@ -116,8 +118,8 @@ def race_hops(bench: Bench, hops: Sequence[Measured], teacher: int, selected: Se
         return {}
     inputs = [spec["name"] for spec in bench.recorded.record["signature"]["inputs"]]
     same = [m for m in hops if [spec["name"] for spec in m.recorded.record["signature"]["inputs"]] == inputs]
-    if hops[teacher] not in same:
-        return {"notes": [f"{hops[teacher].hop.name} takes other inputs, so nothing was timed against it."]}
+    if teacher not in same:
+        return {"notes": [f"{teacher.hop.name} takes other inputs, so nothing was timed against it."]}
     targets = [name for name in COMPARED if name in recipe.targets and get_target(name).availability().available]
     key = shop.key(
         "race-hops",
@@ -125,7 +127,7 @@ def race_hops(bench: Bench, hops: Sequence[Measured], teacher: int, selected: Se
         inputs={
             "hops": {m.hop.name: [m.hop.source.digest, m.exported_id] for m in same},
             "selected": {judged.candidate.variant.id: judged.identity for judged in selected},
-            "teacher": hops[teacher].hop.source.digest,
+            "teacher": teacher.hop.source.digest,
             "targets": targets,
             "recorded": bench.recorded.id,
             "points": list(points),
@@ -139,7 +141,7 @@ def race_hops(bench: Bench, hops: Sequence[Measured], teacher: int, selected: Se
     race = shop.measure(
         key,
         "Time every model",
-        lambda: _race(bench, same, hops[teacher], targets, selected, points),
+        lambda: _race(bench, same, teacher, targets, selected, points),
         worth=lambda race: not spoils(race["busy_elsewhere"]),
     )
     left_out = [f"{m.hop.name} takes other inputs and was not timed." for m in hops if m not in same]

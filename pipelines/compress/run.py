@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,12 +56,12 @@ class Compressed:
     """All models on the way, the first of which compression began with, and the last of which is exported.
 
     Attributes:
-        hops: In order; the source only where it does the task already.
-        teacher: Which of them all others are compared with: what was there before the first step that compresses.
+        hops: In order; the source only where it does the task already and no step fine-tunes it.
+        teacher: Name of the one that all others are compared with: the fine-tuned model, else the source.
     """
 
     hops: tuple[Hop, ...]
-    teacher: int
+    teacher: str
 
     @property
     def source(self) -> Source:
@@ -85,19 +85,34 @@ def compress(shop: Workshop, recipe: Recipe, resolved: Mapping[str, Any], source
     if any(step.training is not None for step in asked.steps):
         _need_accelerate()
     work = _Work(shop, recipe, asked, task, dict(resolved["compress"]["sha256"]))
-    now = source
-    hops: list[Hop] = []
-    teacher: int | None = None
+    now, new_head = work.headed(source)
+    hops = [] if new_head else [Hop("source", "the source", "source", now, {})]
+    teaching = _teaching(asked.steps)
+    teacher = hops[0] if hops and teaching is None else None
     for number, step in enumerate(asked.steps, start=1):
-        if number == 1:
-            now = work.headed(now, step)
-            if not hops and step.finetune is None:
-                hops.append(Hop("source", "the source", "source", now, {}))
-        if step.finetune is None and teacher is None:
-            teacher = len(hops) - 1
-        hops.append(work.step(number, step, now, hops[teacher].source if teacher is not None else None))
-        now = hops[-1].source
-    return Compressed(tuple(hops), len(hops) - 1 if teacher is None else teacher)
+        hop = work.step(number, step, now, teacher.source if teacher is not None else None)
+        now = hop.source
+        if number == teaching:
+            teacher = hop
+        # Before the first fine-tuning a new head is random.
+        if not new_head or number >= (teaching or 1):
+            hops.append(hop)
+    if teacher is None or not hops:  # a head is new only where a step fine-tunes
+        raise RequestError("there is no model to compare with", recipe.source, "Fine-tune it first")
+    if teaching is not None and hops[0].kind == "source":
+        hops.pop(0)
+    return Compressed(tuple(hops), teacher.name)
+
+
+def _teaching(steps: Sequence[Step]) -> int | None:
+    """The number of the step whose model all are compared with: the last fine-tuning of the first ones in a row."""
+    kinds = [step.kind for step in steps]
+    if "finetune" not in kinds:
+        return None
+    number = kinds.index("finetune")
+    while number < len(kinds) and kinds[number] == "finetune":
+        number += 1
+    return number
 
 
 @dataclass(frozen=True)
@@ -108,19 +123,17 @@ class _Work:
     task: Task
     digests: Mapping[str, str]
 
-    def headed(self, source: Source, step: Step) -> Source:
-        """The source, with a head for the task's classes where it has none and the first step trains one."""
+    def headed(self, source: Source) -> tuple[Source, bool]:
+        """The source, with a new head for the task's classes where it has none and a step trains one."""
         labels: tuple[str, ...] = self.asked.labels
-        if step.finetune is None:
+        if self.asked.data is None or all(step.finetune is None for step in self.asked.steps):
             check_task(source, self.task)
-            return source
+            return source, False
         from calibration.datasets import load_task_dataset
         from pipelines.compress.examples import label_names
 
-        if self.asked.data is None:
-            return source
         if not needs_head(source, self.task, labels):
-            return source
+            return source, False
         data = load_task_dataset(self.task.name, self.asked.data, columns=self._columns(), split=self.asked.split)
         if not data.labelled:
             told = f"{data.origin} has {', '.join(data.roles)}"
@@ -134,7 +147,7 @@ class _Work:
             inputs={"source": source.digest, "task": self.task.name, "labels": list(labels), "seed": self.recipe.seed},
             packages=TORCH,
         )
-        return opened(made.folder, source.name)
+        return opened(made.folder, source.name), True
 
     def step(self, number: int, step: Step, entering: Source, teacher: Source | None) -> Hop:
         kind, asked = step.kind, step.asked

@@ -56,9 +56,10 @@ def sum_up(
         selected: By operating point and ``overall``, ids.
     """
     hops = measure_hops(bench, compressed, data_id)
+    teacher = next(measured for measured in hops if measured.hop.name == compressed.teacher)
     chosen = [judged for judged in variants if judged.candidate.variant.id in set(selected.values())]
-    quality = compare_quality(bench, hops, compressed.teacher, chosen)
-    race = race_hops(bench, hops, compressed.teacher, chosen)
+    quality = compare_quality(bench, hops, teacher, chosen)
+    race = race_hops(bench, hops, teacher, chosen)
     document = describe(compressed, hops, quality, race, chosen, seed=bench.recipe.seed)
     steps = [{"name": hop.name, "record": hop.record} for hop in compressed.hops]
     return Compression(document, {"steps": steps, "quality": quality, "race": race})
@@ -78,22 +79,23 @@ def describe(
     Returns:
         ``teacher`` (a name), ``labelled``, ``rows``; ``hops``, for each ``name``, ``title``, ``kind``, ``digest``,
         ``size``, ``quality`` (beside the teacher) and ``speed`` by runner (``times_teacher_eager``: against the teacher
-        in PyTorch; ``times_teacher``: against the teacher on the same runner); ``selected``: the same by variant id;
-        ``gate``: whether the exported model keeps the budget against the teacher.
+        in PyTorch; ``times_teacher``: against the teacher on the same runner; ``times_before``: against the model
+        before there); ``selected``: the same by variant id;
+        ``gate``: whether the exported model keeps the budget against the teacher; ``busy_elsewhere``: as in
+        `LatencyResult`, while they were timed.
     """
-    teacher = compressed.hops[compressed.teacher]
-    eager = teacher.name + SEPARATOR + EAGER
+    teacher = compressed.teacher
+    eager = teacher + SEPARATOR + EAGER
     sessions = [*race.get("baselines", {}), *race.get("variants", {})]
     told = []
-    for measured in hops:
-        hop = measured.hop
+    for number, measured in enumerate(hops):
+        hop, before = measured.hop, hops[max(0, number - 1)].hop.name
         runners = [name.split(SEPARATOR, 1)[1] for name in sessions if name.startswith(hop.name + SEPARATOR)]
         speed = {
             runner: {
                 "times_teacher_eager": speed_of(race, hop.name + SEPARATOR + runner, eager, seed=seed),
-                "times_teacher": speed_of(
-                    race, hop.name + SEPARATOR + runner, teacher.name + SEPARATOR + runner, seed=seed
-                ),
+                "times_teacher": speed_of(race, hop.name + SEPARATOR + runner, teacher + SEPARATOR + runner, seed=seed),
+                "times_before": speed_of(race, hop.name + SEPARATOR + runner, before + SEPARATOR + runner, seed=seed),
             }
             for runner in runners
         }
@@ -119,13 +121,14 @@ def describe(
         for judged in chosen
     }
     return {
-        "teacher": teacher.name,
+        "teacher": teacher,
         "labelled": quality["labelled"],
         "rows": quality["rows"],
         "hops": told,
         "selected": selected,
         "gate": gate(quality, compressed),
         "notes": list(race.get("notes", ())),
+        "busy_elsewhere": race.get("busy_elsewhere"),
     }
 
 
@@ -133,7 +136,7 @@ def gate(quality: Mapping[str, Any], compressed: Compressed) -> dict[str, Any]:
     """Whether the compressed model keeps its budget; skipped where the data have no labels to tell."""
     record = quality["models"][compressed.hops[-1].name]
     if not quality["labelled"] or record.get("metric") is None:
-        reason = "the evaluation data have no labels that the task's metric takes, so the loss is not known"
+        reason = "the evaluation data have no labels that the task's metric takes"
         return {"verdict": "skipped", "reason": reason}
     return {
         key: record[key] for key in ("verdict", "reason", "difference", "low", "high", "max_drop", "max_drop_worst")

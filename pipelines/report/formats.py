@@ -161,6 +161,17 @@ def large_count(value: Any) -> str:
     return count(x)
 
 
+def compact(value: Any) -> str:
+    """A large number with a letter, for narrow columns: 22.7 M."""
+    x = number(value)
+    if x is None:
+        return NOTHING
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if x >= scale * 0.9995:
+            return f"{significant(x / scale)} {unit}"
+    return count(x)
+
+
 def duration(value: Any) -> str:
     """Seconds as people say them: 0.42 s, 8.1 s, 1 min 23 s."""
     x = number(value)
@@ -195,6 +206,11 @@ def point(name: str) -> str:
 def words(key: str) -> str:
     """A key of the document as words: ``rms_relative`` is rms relative."""
     return key.replace("_", " ")
+
+
+def metric_name(name: Any) -> str:
+    """A metric's name in a sentence: ``macro-f1`` is macro F1."""
+    return re.sub(r"\bf1\b", "F1", re.sub(r"[-_]", " ", str(name))) if name else "the metric"
 
 
 def shown(value: Any) -> str:

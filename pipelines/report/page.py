@@ -28,6 +28,8 @@ def render_html(report: Mapping[str, Any]) -> str:
         The HTML. The same document gives the same text.
     """
     from pipelines.report import panels
+    from pipelines.report.compression_charts import trade_panels
+    from pipelines.report.compression_steps import step_views
     from pipelines.report.view import ReportView
 
     view = ReportView(_plain(report))
@@ -42,6 +44,8 @@ def render_html(report: Mapping[str, Any]) -> str:
             file_panel=panels.file_panel(view),
             memory_panel=panels.memory_panel(view),
             sensitivity_panels=panels.sensitivity_panels(view),
+            trade_panels=trade_panels(view.compression) if view.compression else [],
+            step_views=step_views(view.compression) if view.compression else [],
             timeline_panel=panels.timeline_panel(view),
             f=formats,
         )

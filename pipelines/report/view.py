@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines import baselines
 from pipelines.baselines import EAGER
+from pipelines.report.compression import CompressionView
 from pipelines.report.formats import count, dig, listing, mapping, number, shown, significant, words
 from pipelines.report.variant import OVERALL, STATUSES, VariantView
 from pipelines.verification.latency_result import spoils
@@ -86,7 +87,14 @@ class ReportView:
     @property
     def reference_label(self) -> str:
         """What speed-ups are against, in a sentence."""
-        return baselines.label(self.reference)
+        label = baselines.label(self.reference)
+        return f"the compressed model in {label}" if self.compression and self.reference in baselines.PYTORCH else label
+
+    @cached_property
+    def compression(self) -> CompressionView | None:
+        """What was done before the export; ``None`` where the recipe does not compress."""
+        data = self.part("compression")
+        return CompressionView(data, self.variants, self.selected.get(OVERALL)) if data else None
 
     @property
     def versus(self) -> str:
@@ -124,7 +132,8 @@ class ReportView:
 
     @property
     def ok(self) -> bool:
-        return dig(self.data, "verdict", "ok") is True
+        lost = self.compression is not None and self.compression.failed
+        return dig(self.data, "verdict", "ok") is True and not lost
 
     @cached_property
     def routes(self) -> list[Route]:
@@ -145,6 +154,8 @@ class ReportView:
     def sentence(self) -> str:
         """The verdict in a sentence; made here where the document has none."""
         given = dig(self.data, "verdict", "sentence")
+        if self.compression is not None and (self.compression.failed or not given) and any(self.selected.values()):
+            return self.compression.sentence()
         if given:
             return str(given)
         if self.ok and self.winner:

@@ -54,8 +54,8 @@ def record(arguments: dict[str, Any]) -> dict[str, Any]:
         raise no_usable_point(dropped, signature)
     data = open_data(arguments["data"], task.name, signature, contract)
     encoder = original.encoder
-    samples = _samples(task.name, encoder, data, int(arguments["samples"]), int(arguments["seed"]))
-    cases = _cases(original, samples, points, int(arguments["seed"]), encoder)
+    samples = parity_samples(task.name, encoder, data, int(arguments["samples"]), int(arguments["seed"]))
+    cases = parity_cases(original, samples, points, int(arguments["seed"]), encoder)
     report_progress(f"running the original on {len(cases)} parity cases")
     _run_cases(original, cases, folder, arguments["precisions"])
     for label in points:
@@ -117,7 +117,7 @@ def no_usable_point(dropped: Sequence[str], signature: Signature) -> RequestErro
     )
 
 
-def _samples(task: str, encoder: Any, data: Dataset, count: int, seed: int) -> list[dict[str, np.ndarray]]:
+def parity_samples(task: str, encoder: Any, data: Dataset, count: int, seed: int) -> list[dict[str, np.ndarray]]:
     """Rows for parity, each a batch of one without padding, spread over the lengths of the data."""
     from calibration.sampling import stratified_subset, text_length
     from pipelines.verification.encode import encode_rows
@@ -128,7 +128,7 @@ def _samples(task: str, encoder: Any, data: Dataset, count: int, seed: int) -> l
     return [batch.inputs for batch in encode_rows(task, encoder, chosen, batch_size=1, seed=seed)][:count]
 
 
-def _cases(
+def parity_cases(
     original: Original, samples: list[dict[str, np.ndarray]], points: Sequence[str], seed: int, encoder: Any
 ) -> list[Case]:
     from pipelines.verification.envelope import build_cases

@@ -116,7 +116,7 @@ def test_help_names_the_commands_and_hides_the_hidden(planish: Planish) -> None:
     status, out, _ = planish("--help")
     listed = re.findall(r"^  (\w+) {2,}\S", out.partition("Commands:")[2], re.MULTILINE)
     assert status == 0
-    assert listed == ["run", "export", "verify", "bench", "engine", "inspect", "doctor", "cache"]
+    assert listed == ["run", "export", "compress", "verify", "bench", "engine", "certify", "inspect", "doctor", "cache"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["cache"]])

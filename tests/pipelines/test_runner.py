@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.recipe import Recipe
-from pipelines.runner import _data, _named_now
+from pipelines.recording import _named_now
+from pipelines.runner import _data
 from pipelines.workshop import Made
 
 
