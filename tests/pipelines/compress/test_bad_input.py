@@ -98,9 +98,9 @@ RECIPES: list[tuple[dict[str, Any], str, str, str]] = [
 def test_recipes_that_cannot_be_name_key_value_and_remedy(
     section: dict[str, Any], what: str, value: str, remedy: str, tmp_path: Path
 ) -> None:
-    from pipelines.recipe import load_recipe
-
     import yaml
+
+    from pipelines.recipe import load_recipe
 
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"source": "m", "task": "text-classification", "compress": section}))
@@ -162,7 +162,7 @@ def test_validation_data_without_labels(refused: Refused, tmp_path: Path) -> Non
 
 def test_training_data_without_labels(untrained: Path, tmp_path: Path) -> None:
     bare = write_csv(tmp_path / "bare.csv", [(text,) for text, _ in texts(10)], ["text"])
-    with pytest.raises(RequestError, match="there are no labels to learn from: compress.data"):
+    with pytest.raises(RequestError, match=r"there are no labels to learn from: compress.data"):
         finetune(arguments(untrained, tmp_path, {"max_steps": 1}, train=bare))
 
 
@@ -194,7 +194,7 @@ def test_labels_that_the_data_do_not_have(given: tuple[str, ...], told: str, tmp
 
 
 def test_data_of_one_class(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="the training data have one class only: good. Give at least two"):
+    with pytest.raises(RequestError, match=r"the training data have one class only: good. Give at least two"):
         names_of(tmp_path, [("a", "good"), ("b", "good")], ())
 
 
@@ -287,7 +287,7 @@ def test_a_teacher_with_another_tokenizer(teacher: Teacher, train_csv: Path, tmp
 def test_what_is_no_model_folder_cannot_be_compressed() -> None:
     from pipelines.compress.models import open_trainable
 
-    with pytest.raises(RequestError, match="only Hugging Face model folders can be compressed: tests.models:conv"):
+    with pytest.raises(RequestError, match=r"only Hugging Face model folders can be compressed: tests.models:conv"):
         open_trainable(resolve_source("tests.models:conv_factory"), get_task("image-classification"))
 
 

@@ -159,8 +159,8 @@ def test_a_sentence_encoders_student_comes_close_to_its_teachers_embeddings(
     task = "feature-extraction"
     answers(arguments(encoder, tmp_path / "answers", {}, train=data, task=task) | {"max_length": None})
     asked = arguments(
-        encoder, tmp_path / "out", {"layers": 2, "epochs": 10, "learning_rate": 2e-3, "dropout": 0}, train=data, task=task,
-        teacher=encoder, answers=tmp_path / "answers",
+        encoder, tmp_path / "out", {"layers": 2, "epochs": 10, "learning_rate": 2e-3, "dropout": 0}, train=data,
+        task=task, teacher=encoder, answers=tmp_path / "answers",
     )  # fmt: skip
     begun, _ = step.make_student(open_desk(asked), step.Distil(**asked["step"]))
     record = distil(asked)

@@ -58,7 +58,7 @@ def test_soft_targets_have_the_gradient_of_the_cross_entropy_with_its_minus_sign
 
 
 def test_soft_targets_keep_the_size_of_the_gradient_as_the_temperature_grows() -> None:
-    """For large T the gradient tends to (student - teacher) / classes, for centred logits (Hinton et al., equation 4)."""
+    """For large T the gradient of centred logits tends to (student - teacher) / classes (Hinton et al., equation 4)."""
     student = randn(6, 4, seed=1) * 0.1
     teacher = randn(6, 4, seed=2) * 0.1
     student, teacher = student - student.mean(-1, keepdim=True), teacher - teacher.mean(-1, keepdim=True)

@@ -98,7 +98,7 @@ def test_two_of_every_four_are_zero(recover: Any, teacher: Teacher, train_csv: P
 
 
 def test_a_matrix_that_four_does_not_divide_is_named() -> None:
-    with pytest.raises(RequestError, match="cannot be divided into groups of four: some.weight has 6 inputs"):
+    with pytest.raises(RequestError, match=r"cannot be divided into groups of four: some.weight has 6 inputs"):
         two_of_four([("some.weight", torch.randn(4, 6))])
 
 
@@ -118,7 +118,7 @@ def dead_parts(model: Any) -> None:
     for layer, heads in ((1, [0, 2]), (3, [3])):
         for head in heads:
             layer_parts(model, layer).output.weight.data[:, head * 8 : head * 8 + 8] = 0
-    for layer, neurons in ((0, range(10, 42)), (2, range(0, 16))):
+    for layer, neurons in ((0, range(10, 42)), (2, range(16))):
         layer_parts(model, layer).down.weight.data[:, list(neurons)] = 0
 
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_pruned_is_told(
 
 
 def test_a_module_that_is_no_linear_layer_is_named(
-    teacher: Teacher, train_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher,
 ) -> None:
     model = opened(teacher.folder)
     layers_of(model)[2].output.dense = torch.nn.Identity()

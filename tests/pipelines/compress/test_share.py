@@ -175,8 +175,8 @@ def test_clusters_are_as_good_as_an_exhaustive_search_of_few_values() -> None:
 
 def test_groups() -> None:
     assert groups_of(3, 6) == [[0, 1], [2, 3], [4, 5]]
-    assert sum(groups_of(4, 6), []) == list(range(6))
-    with pytest.raises(RequestError, match="there are fewer layers than groups: 5 groups. The model has 4 layers"):
+    assert [number for group in groups_of(4, 6) for number in group] == list(range(6))
+    with pytest.raises(RequestError, match=r"there are fewer layers than groups: 5 groups. The model has 4 layers"):
         groups_of(5, 4)
 
 
