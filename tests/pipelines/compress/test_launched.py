@@ -1,0 +1,86 @@
+"""`planish compress`, alone and on two processes that a launcher starts: real ones, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from exporter.errors import RequestError
+from pipelines.compress.command import compress_recipe
+from pipelines.recipe import load_recipe
+from tests.pipelines.compress.data import apart, write_csv
+from tests.pipelines.compress.data import texts as rows_of
+
+ROOT = Path(__file__).resolve().parents[3]
+# The last batch is whole: several processes fill a smaller one with rows of the epoch's beginning.
+ROWS = 9 * 32
+STEPS = [
+    {"finetune": {"epochs": 2, "learning_rate": 1e-3, "dropout": 0.0}},
+    {"distil": {"layers": 2, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}},
+    {"prune": {"heads": 0.25}},
+]
+
+
+@pytest.fixture
+def recipe(untrained: Path, tmp_path: Path) -> Path:
+    write_csv(tmp_path / "train.csv", rows_of(ROWS))
+    data = {"source": str(untrained), "compress": {"data": "train.csv", "steps": STEPS}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+    return tmp_path / "recipe.yaml"
+
+
+def start(arguments: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
+    places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    env = {**os.environ, "PLANISH_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def weights(folder: Path) -> dict[str, object]:
+    from exporter.structure import read_state
+
+    return {name: tensor.double() for name, tensor in read_state(folder, ["model.safetensors"]).items()}
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_and_what_they_trained_is_found_again(recipe: Path, tmp_path: Path) -> None:
+    alone = start(["pipelines.compress", str(recipe), "--out", str(tmp_path / "one"), "--json"], tmp_path / "cache-1")
+    assert alone.returncode == 0, alone.stderr
+    told = json.loads(alone.stdout)
+    assert [step["name"] for step in told["steps"]] == ["1-finetune", "2-distil", "3-prune"]
+
+    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "pipelines.compress", str(recipe)]
+    both = start([*launcher, "--out", str(tmp_path / "two"), "--json"], tmp_path / "cache-2")
+    assert both.returncode == 0, both.stderr
+    assert [step["record"]["training"]["devices"] for step in json.loads(both.stdout)["steps"][:2]] == [2, 2]
+    assert apart(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4
+
+    again = start(["pipelines.compress", str(recipe), "--out", str(tmp_path / "again")], tmp_path / "cache-2")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("cached") == 4  # three steps, and the teacher's answers
+    assert apart(weights(tmp_path / "two"), weights(tmp_path / "again")) == 0
+
+
+def test_a_batch_that_the_processes_cannot_divide(recipe: Path, tmp_path: Path) -> None:
+    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "pipelines.compress", str(recipe)]
+    asked = ["--set", "compress.steps=[{finetune: {batch_size: 3}}]", "--out", str(tmp_path / "odd")]
+    odd = start([*launcher, *asked], tmp_path / "cache")
+    assert odd.returncode != 0
+    assert "the batch cannot be divided among the devices: batch_size 3 over 2 devices" in odd.stderr
+    assert not (tmp_path / "odd").exists()
+
+
+def test_what_is_wrong_is_said_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("")
+    with pytest.raises(RequestError, match="the output folder is taken"):
+        compress_recipe(load_recipe(recipe), taken)
+    with pytest.raises(RequestError, match="no steps to compress by"):
+        compress_recipe(load_recipe(recipe, ["compress.steps=[]"]), tmp_path / "out")
