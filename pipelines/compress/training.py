@@ -4,7 +4,6 @@ lacks: a stop at a loss that is no number, checkpoints by time, shared tensors i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -352,12 +351,11 @@ def _arguments(
             often |= {"eval_steps": share, "save_steps": share}
             if share == 1:  # a share of steps must be below 1: 1 means every step
                 often |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    checkpointing: dict[str, Any] = {}
-    if settings.gradient_checkpointing:
-        # transformers 5.17 has the older names only, later ones call them deprecated
-        fields = {field.name for field in dataclasses.fields(TrainingArguments)}
-        name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-        checkpointing = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    # The other way loses what is seen of inner states: its first pass is without gradients.
+    checkpointing = {
+        _CHECKPOINTING: settings.gradient_checkpointing,
+        f"{_CHECKPOINTING}_kwargs": {"use_reentrant": False},
+    }
     try:
         return TrainingArguments(
             output_dir=str(folder),
@@ -386,7 +384,6 @@ def _arguments(
             disable_tqdm=True,
             log_level="error",
             label_names=[TARGET],
-            **{_CHECKPOINTING: settings.gradient_checkpointing},
             **often,
         )
     except ImportError as error:
