@@ -29,6 +29,9 @@ from pipelines.processes import report_progress
 
 NOT_INPUTS = (COUNTED, TARGET, INDEX)
 _LOGGED_STEPS = 20
+# Its name in transformers 5.23 and later, and before.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+_CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
 
 
 class Objective(Protocol):
