@@ -4,7 +4,6 @@ lacks: a stop at a loss that is no number, checkpoints by time, shared tensors i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -30,6 +29,9 @@ from pipelines.processes import report_progress
 
 NOT_INPUTS = (COUNTED, TARGET, INDEX)
 _LOGGED_STEPS = 20
+# Its name in transformers 5.23 and later, and before.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+_CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
 
 
 class Objective(Protocol):
@@ -349,12 +351,11 @@ def _arguments(
             often |= {"eval_steps": share, "save_steps": share}
             if share == 1:  # a share of steps must be below 1: 1 means every step
                 often |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    checkpointing: dict[str, Any] = {}
-    if settings.gradient_checkpointing:
-        # transformers 5.17 has the older names only, later ones call them deprecated
-        fields = {field.name for field in dataclasses.fields(TrainingArguments)}
-        name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-        checkpointing = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    # The other way loses what is seen of inner states: its first pass is without gradients.
+    checkpointing = {
+        _CHECKPOINTING: settings.gradient_checkpointing,
+        f"{_CHECKPOINTING}_kwargs": {"use_reentrant": False},
+    }
     try:
         return TrainingArguments(
             output_dir=str(folder),

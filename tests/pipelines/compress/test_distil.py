@@ -282,3 +282,14 @@ def test_the_layers_that_a_student_learns_from_are_evenly_apart() -> None:
     assert usual_layer_map(6, 6) == [0, 1, 2, 3, 4, 5]
     assert usual_layer_map(1, 12) == [11]
     assert usual_layer_map(6, 3)[-1] == 2
+
+
+def test_inner_states_are_learned_the_same_when_activations_are_computed_again(run: Run, tmp_path: Path) -> None:
+    from tests.pipelines.compress.data import apart
+
+    found = []
+    for again in (False, True):
+        loss = {"hard": 0, "soft": 0, "relations": 1, "hidden": 0.1}
+        run({"layers": 2, "loss": loss, "max_steps": 6, "dropout": 0, "gradient_checkpointing": again})
+        found.append(weights_of(tmp_path / "out"))
+    assert apart(*found) < 1e-6
