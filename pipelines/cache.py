@@ -4,6 +4,7 @@ Layout under the root::
 
     stages/<stage>-<digest>/   a finished entry: the stage's files and record.json; appears whole, by one rename
     tmp/<entry>-<pid>-…/       a stage at work, or an entry on its way out; dead ones go with the next run
+    training/<entry>/          checkpoints of a stage that trains, until it is done: an interrupted one goes on from there
     locks/<entry>.make, .use   who makes an entry, who reads it: kernel locks, which end with their process
 
 So ``kill -9`` at any moment loses at most the running stage, two runs make nothing twice, and nothing that a run
@@ -33,6 +34,7 @@ __all__ = ["Cache", "CleanResult", "Entry", "StageKey", "StageResult", "default_
 
 _REMEDY = "set PLANISH_CACHE to another folder"
 _PRIVATE = "planish-no-cache-"
+TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ class Cache:
     def clean(self, *, older_than_s: float | None = None, everything: bool = False) -> CleanResult:
         """Remove broken entries and leftovers, and entries unused for `older_than_s` seconds (or `everything`).
 
+        The checkpoints of trainings that were interrupted go as entries do.
+
         Entries that a running process makes or reads stay.
         """
         removed: list[str] = []
@@ -208,6 +212,18 @@ class Cache:
                     freed += entry.size_bytes
                 else:
                     in_use.append(entry.id)
+            for path in _subfolders(self.root / TRAINING):
+                old = older_than_s is not None and time.time() - path.stat().st_mtime >= older_than_s
+                if not everything and not old:
+                    continue
+                size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+                with self._making(path.name, wait=False) as held:
+                    if held:
+                        remove_tree(path)
+                        removed.append(f"{TRAINING}/{path.name}")
+                        freed += size
+                    else:
+                        in_use.append(f"{TRAINING}/{path.name}")
         return CleanResult(tuple(removed), freed, tuple(in_use))
 
     def close(self) -> None:

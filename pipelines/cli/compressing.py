@@ -14,7 +14,7 @@ from pipelines.recipe import Recipe
 def run_compression(recipe: Recipe, out: Path, no_cache: bool, as_json: bool, quiet: bool) -> int:
     """Compress, print a line for each step, and return the exit status."""
     from pipelines.compress.command import compress_recipe
-    from pipelines.compress.launched import is_first
+    from pipelines.compress.ranks import is_first
 
     done = compress_recipe(recipe, out, use_cache=not no_cache, progress=Progress(quiet=quiet))
     if not is_first():

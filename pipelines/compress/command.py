@@ -10,7 +10,8 @@ from exporter.errors import RequestError
 from exporter.sources import resolve_source
 from exporter.tasks import get_task, infer_task
 from pipelines.cache import Cache
-from pipelines.compress.launched import Ranks, is_first, is_launched, join, leave
+from pipelines.compress.launched import Ranks, join, leave
+from pipelines.compress.ranks import is_first, is_launched
 from pipelines.compress.run import Compressed, compress
 from pipelines.disk import disk_errors
 from pipelines.progress import Progress

@@ -9,28 +9,19 @@ train together. So what is trained here is found by a later ``planish run`` of t
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pipelines.compress.ranks import is_first
+from pipelines.compress.run import FUNCTIONS
 from pipelines.workshop import Made, Workshop
 
-TOGETHER = "pipelines.compress.steps."
-"""Stages whose functions are below are done by all processes together, others by the first alone."""
+TOGETHER = frozenset(FUNCTIONS.values())
+"""Stages that all processes do together, others are done by the first alone."""
 _WAIT = timedelta(hours=24)
 """For the first process, which may be asking a teacher or exporting meanwhile."""
-
-
-def is_launched() -> bool:
-    """Whether this is one of several processes that a launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 class Ranks(Workshop):
@@ -47,7 +38,7 @@ class Ranks(Workshop):
         packages: Iterable[str] = (),
         bound_to_machine: bool = False,
     ) -> Made:
-        together = function.startswith(TOGETHER)
+        together = function in TOGETHER
         if not is_first():
             return _follow(function, arguments)
         key = self.key(name, function, inputs=inputs, packages=packages, bound_to_machine=bound_to_machine)

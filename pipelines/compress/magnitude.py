@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from exporter.errors import RequestError
-from exporter.structure.anatomy import linear_weights
+from exporter.structure.anatomy import linear_weights, supported_types
 
 Masks = dict[str, Tensor]
+_PRUNED = 0.05
 
 
 def smallest_masked(weights: Sequence[tuple[str, Any]], sparsity: float, scope: str) -> Masks:
@@ -66,6 +67,17 @@ def apply_masks(model: Any, masks: Masks) -> None:
         for name, weight in linear_weights(model):
             if name in masks:
                 weight.mul_(masks[name].to(weight.device))
+
+
+def zeros_of(model: Any) -> Masks:
+    """Masks of the matrices that an earlier step pruned: those with a twentieth of zeros or more, which stay zero.
+
+    Empty where the inside of the model is not known: of such a model nothing was pruned here.
+    """
+    if str(getattr(model.config, "model_type", "")) not in supported_types():
+        return {}
+    kept = {name: weight.detach() != 0 for name, weight in linear_weights(model)}
+    return {name: mask for name, mask in kept.items() if float(mask.float().mean()) <= 1 - _PRUNED}
 
 
 def sparsity_at(part: float, final: float) -> float:
@@ -130,4 +142,4 @@ def _largest(sizes: Tensor, share: float) -> Tensor:
     return kept
 
 
-__all__ = ["KeepZeros", "Masks", "apply_masks", "bare", "smallest_masked", "sparsity_at", "two_of_four"]
+__all__ = ["KeepZeros", "Masks", "apply_masks", "bare", "smallest_masked", "sparsity_at", "two_of_four", "zeros_of"]

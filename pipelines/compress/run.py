@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.sources import Source, resolve_source
 from exporter.tasks import Task, check_task, get_task
+from pipelines.cache import TRAINING
 from pipelines.compress.models import MODEL, needs_head, opened
 from pipelines.compress.sections import Compress, Distil, Recover, Step
 from pipelines.disk import remove_tree
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.workshop import Workshop
 
 PACKAGES = (*TORCH, "accelerate", "numpy")
-_FUNCTIONS = {
+FUNCTIONS = {
     "finetune": "pipelines.compress.steps.finetune:finetune",
     "distil": "pipelines.compress.steps.distil:distil",
     "prune": "pipelines.compress.steps.prune:prune",
@@ -168,15 +169,15 @@ class _Work:
             "metric": self.recipe.quality.metric,
         }
         name = f"compress-{kind}"
-        key = self.shop.key(name, _FUNCTIONS[kind], inputs=inputs, packages=PACKAGES)
-        checkpoints = self.shop.cache.root / "training" / key.id
+        key = self.shop.key(name, FUNCTIONS[kind], inputs=inputs, packages=PACKAGES)
+        checkpoints = self.shop.cache.root / TRAINING / key.id
         title = f"{_TITLES[kind]} ({number} of {len(self.asked.steps)})"
         if training is not None:
             self._note(checkpoints, kind, source, settings)
         made = self.shop.make(
             name,
             title,
-            _FUNCTIONS[kind],
+            FUNCTIONS[kind],
             {
                 "source": source.to_dict(),
                 "task": self.task.name,

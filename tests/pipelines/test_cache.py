@@ -404,3 +404,15 @@ def test_record_says_what_the_entry_depends_on(tmp_path: Path) -> None:
     record = json.loads((folder / RECORD).read_text())
     assert record["key"]["inputs"] == {"a": 5}
     assert record["files"]["below/model.onnx"]["bytes"] == 5
+
+
+def test_checkpoints_of_an_interrupted_training_are_cleaned_as_entries_are(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training" / "compress-distil-0" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"x" * 100)
+    with Cache(tmp_path) as cache:
+        assert cache.clean(older_than_s=3600).removed == ()
+        done = cache.clean(everything=True)
+    assert done.removed == ("training/compress-distil-0",)
+    assert done.freed_bytes == 100
+    assert not checkpoint.exists()

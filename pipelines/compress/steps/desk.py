@@ -113,7 +113,7 @@ class Desk:
 
         Of several processes that train together the first one writes.
         """
-        from pipelines.compress.launched import is_first
+        from pipelines.compress.ranks import is_first
 
         if not is_first():
             return {}
@@ -154,6 +154,7 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
     import torch
 
     from pipelines.compress.learning import Answers, Lesson, Terms, usual_layer_map
+    from pipelines.compress.magnitude import KeepZeros, zeros_of
     from pipelines.compress.training import train
 
     arguments = desk.arguments
@@ -185,6 +186,8 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
                 examples = with_teacher(examples, desk.examples(settings.max_length, encoder=their_encoder))
     torch.manual_seed(desk.seed)
     lesson.prepare(model)
+    if not any(isinstance(callback, KeepZeros) for callback in callbacks) and (masks := zeros_of(model)):
+        callbacks = [*callbacks, KeepZeros(None, "layer", 1, masks)]
     trained = train(
         model,
         settings,

@@ -1,4 +1,4 @@
-"""A recipe of four steps, from a bare encoder to a bundle; again from the cache; and a student that lost too much."""
+"""A recipe of two steps, from a bare encoder to a bundle; again from the cache; and a student that lost too much."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ pytestmark = pytest.mark.slow
 STEPS: list[dict[str, Any]] = [
     {"finetune": {"epochs": 10, "learning_rate": 3e-3}},
     {"distil": {"layers": 1, "epochs": 4, "learning_rate": 2e-3}},
-    {"prune": {"heads": 0.25, "neurons": 0.25, "samples": 64, "recover": {"max_steps": 10, "learning_rate": 1e-3}}},
-    {"share": {"clusters": 64}},
 ]
 
 
@@ -71,21 +69,20 @@ def trained(bundle: Any) -> list[str]:
 def test_the_bundle_tells_of_every_model_on_the_way(bundle: Any) -> None:
     assert outcome(bundle) is None
     told = bundle.manifest.compression
-    assert [hop["kind"] for hop in told["hops"]] == ["finetune", "distil", "prune", "share"]
+    assert [hop["kind"] for hop in told["hops"]] == ["finetune", "distil"]
     assert told["teacher"] == "1-finetune"
     assert told["labelled"]
     assert told["rows"] == 90
-    teacher, student, pruned, shared = told["hops"]
+    teacher, student = told["hops"]
     assert teacher["size"]["layers"] == 2
     assert student["size"]["layers"] == 1
-    assert pruned["size"]["layer_structure"] == {"heads": [3], "neurons": [48], "shares": [0]}
-    assert shared["size"]["bytes"] < pruned["size"]["bytes"]
+    assert student["size"]["bytes"] < teacher["size"]["bytes"]
     assert student["quality"]["original"] > 0.9, "the teacher's"
     for hop in told["hops"]:
         assert set(hop["speed"]) >= {"onnxruntime-cpu-fp32"}, hop["name"]
     assert told["gate"]["verdict"] in ("passed", "inconclusive")
     assert set(told["selected"]) == {"onnxruntime-cpu-fp32"}
-    assert bundle.manifest.source.digest != shared["digest"]
+    assert bundle.manifest.source.digest != student["digest"]
 
 
 def test_a_second_run_trains_nothing(bundle: Any, place: Path, model_folder: Callable[..., Path]) -> None:
