@@ -4,7 +4,7 @@ Layout under the root::
 
     stages/<stage>-<digest>/   a finished entry: the stage's files and record.json; appears whole, by one rename
     tmp/<entry>-<pid>-…/       a stage at work, or an entry on its way out; dead ones go with the next run
-    training/<entry>/          checkpoints of a stage that trains, until it is done: an interrupted one goes on from there
+    training/<entry>/          checkpoints of a stage that trains, until it is done: it goes on from there
     locks/<entry>.make, .use   who makes an entry, who reads it: kernel locks, which end with their process
 
 So ``kill -9`` at any moment loses at most the running stage, two runs make nothing twice, and nothing that a run

@@ -17,6 +17,7 @@ from exporter.structure.anatomy import linear_weights
 from exporter.tasks import get_task
 from pipelines.compress.magnitude import KeepZeros, smallest_masked, two_of_four
 from pipelines.compress.models import MODEL, open_trainable
+from pipelines.compress.steps.finetune import finetune
 from pipelines.compress.steps.prune import importance, lowest, prune
 from tests.models import KINDS, make_model
 from tests.pipelines.compress.conftest import Teacher
@@ -342,3 +343,13 @@ def test_models_of_other_kinds_lose_heads_and_open_again(tmp_path: Path, model_f
         with torch.no_grad():
             torch.testing.assert_close(again(**given)[0], model(**given)[0])
         assert layer_parts(again, 1).heads == 2
+
+
+def test_what_one_step_pruned_a_later_one_leaves_zero(teacher: Teacher, train_csv: Path, tmp_path: Path) -> None:
+    pruned, tuned = tmp_path / "pruned", tmp_path / "tuned"
+    prune(arguments(teacher.folder, pruned, {"sparsity": 0.6}, train=train_csv))
+    finetune(arguments(pruned / MODEL, tuned, {"max_steps": 8, "learning_rate": 1e-3}, train=train_csv))
+    (before, _, old), (after, _, new) = zeros_of(pruned), zeros_of(tuned)
+    assert after == before
+    assert all(torch.equal(old[name] == 0, new[name] == 0) for name in old)
+    assert any(not torch.equal(old[name], new[name]) for name in old), "it was trained"
