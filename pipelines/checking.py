@@ -247,7 +247,7 @@ def _source(bundle: Bundle, spec: str, trust: bool, log: Path, progress: Progres
     if source.digest != wanted:
         reason = f"{spec} has digest {source.digest}, the bundle was made from {wanted}"
         if source.digest == bundle.manifest.source.digest:
-            reason = f"{spec} is what the bundle's recipe begins with. It compresses: compare with what it leaves, which planish compress writes"
+            reason = f"{spec} is what compression began with; compare with what it left, as planish compress writes it"
         return {"verdict": "failed", "reason": reason}
     if source.kind == "onnx":
         return {"verdict": "passed", "reason": "the source is an ONNX file of the same digest"}

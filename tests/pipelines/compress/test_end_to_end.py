@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from pipelines.bundle import read_bundle
+from pipelines.bundle import Bundle
+from pipelines.checking import verify
+from pipelines.compress.command import compress_recipe
+from pipelines.compress.summary import gate
 from pipelines.recipe import load_recipe, recipe_digest
 from pipelines.runner import outcome, run
 from tests.pipelines.compress.data import texts, write_csv
@@ -108,15 +112,34 @@ def test_the_digest_of_a_recipe_is_that_of_its_steps(place: Path, model_folder: 
     assert digest() != digest(loss={"temperature": 3.0})
 
 
-def test_a_student_that_lost_too_much_fails_the_gate_and_says_so(
-    place: Path, model_folder: Callable[..., Path]
+def test_a_student_that_lost_too_much_is_not_to_be_shipped(bundle: Any) -> None:
+    told = bundle.manifest.compression
+    record = {**told["hops"][-1]["quality"], "max_drop": 0.0, "max_drop_worst": 0.0}
+    for verdict, ships in (("passed", True), ("failed", False), ("inconclusive", False), ("skipped", True)):
+        quality = {
+            "labelled": verdict != "skipped",
+            "models": {told["hops"][-1]["name"]: record | {"verdict": verdict}},
+        }
+        judged = gate(quality, SimpleNamespace(hops=[SimpleNamespace(name=told["hops"][-1]["name"])]))
+        assert judged["verdict"] == verdict
+        changed = bundle.manifest.model_copy(update={"compression": {**told, "gate": judged}})
+        error = outcome(Bundle(bundle.path, changed))
+        assert (error is None) == ships, verdict
+        if error is not None:
+            assert str(error).startswith(f"compression lost more than compress.max_drop allows: {verdict}: ")
+            assert error.exit_status == 1
+
+
+def test_verify_compares_with_the_model_that_was_exported(
+    bundle: Any, place: Path, model_folder: Callable[..., Path]
 ) -> None:
-    steps = [STEPS[0], {"prune": {"sparsity": 0.97, "scope": "layer"}}]
-    recipe = load_recipe(recipe_of(place, model_folder("bert-plain"), steps=steps, max_drop=0.0))
-    ruined = run(recipe, out=place / "ruined")
-    assert ruined.manifest.compression["gate"]["verdict"] == "failed"
-    error = outcome(ruined)
-    assert error is not None
-    assert str(error).startswith("compression lost more than compress.max_drop allows: failed: ")
-    assert error.exit_status == 1
-    assert read_bundle(place / "ruined").manifest.compression["gate"]["verdict"] == "failed"
+    recipe = load_recipe(recipe_of(place, model_folder("bert-plain")))
+    compress_recipe(recipe, place / "student")  # from the cache
+    same = verify(bundle, against=str(place / "student"), latency=False)
+    assert same.ok, same.to_dict()
+    assert same.source is not None
+    assert same.source["verdict"] == "passed"
+    before = verify(bundle, against=str(model_folder("bert-plain")), latency=False)
+    assert before.source is not None
+    assert before.source["verdict"] == "failed"
+    assert "is what compression began with" in before.source["reason"]
