@@ -87,7 +87,10 @@ def bundle(tmp_path: Path) -> Path:
     return write_bundle({"onnx/model.onnx": b"graph"}, manifest, tmp_path / "bundle").path
 
 
-def test_inspect_shows_the_models(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_the_models(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert inspect_subject(str(bundle), as_json=False) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "Compression" in lines

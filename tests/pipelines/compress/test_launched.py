@@ -67,15 +67,6 @@ def test_two_processes_learn_what_one_does_and_what_they_trained_is_found_again(
     assert apart(weights(tmp_path / "two"), weights(tmp_path / "again")) == 0
 
 
-def test_a_batch_that_the_processes_cannot_divide(recipe: Path, tmp_path: Path) -> None:
-    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "pipelines.compress", str(recipe)]
-    asked = ["--set", "compress.steps=[{finetune: {batch_size: 3}}]", "--out", str(tmp_path / "odd")]
-    odd = start([*launcher, *asked], tmp_path / "cache")
-    assert odd.returncode != 0
-    assert "the batch cannot be divided among the devices: batch_size 3 over 2 devices" in odd.stderr
-    assert not (tmp_path / "odd").exists()
-
-
 def test_what_is_wrong_is_said_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()

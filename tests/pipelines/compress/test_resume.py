@@ -51,8 +51,11 @@ def kill_after(step: int, asked: dict[str, Any], place: Path) -> int:
     given.write_text(json.dumps(asked), encoding="utf-8")
     script = Path(__file__).with_name("step_to_kill.py")
     command = [sys.executable, str(script), "pipelines.compress.steps.finetune:finetune", str(given), "0.1"]
+    # With another number of threads sums are taken in another order.
+    threads = {name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    env = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
     with (place / "log").open("wb") as log:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=env)
     until = time.monotonic() + 120
     states = Path(asked["checkpoints"])
     while not [p for p in states.glob("checkpoint-*/trainer_state.json") if int(p.parent.name[11:]) >= step]:
