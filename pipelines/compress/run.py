@@ -11,7 +11,7 @@ from exporter.errors import EnvironmentLackError, RequestError
 from exporter.sources import Source, resolve_source
 from exporter.tasks import Task, check_task, get_task
 from pipelines.cache import TRAINING
-from pipelines.compress.models import MODEL, needs_head, opened
+from pipelines.compress.models import HEADS, MODEL, needs_head, opened
 from pipelines.compress.sections import Compress, Distil, Recover, Step
 from pipelines.disk import remove_tree
 from pipelines.recipe import data_format
@@ -85,6 +85,9 @@ def compress(shop: Workshop, recipe: Recipe, resolved: Mapping[str, Any], source
     asked, task = recipe.compress, get_task(str(recipe.task))
     if any(step.training is not None for step in asked.steps):
         _need_accelerate()
+    if task.name not in HEADS and any(step.finetune is not None for step in asked.steps):
+        remedy = f"Name the task that it is to learn: task: {' or '.join(HEADS)}"
+        raise RequestError("this task cannot be fine-tuned here", task.name, remedy)
     work = _Work(shop, recipe, asked, task, dict(resolved["compress"]["sha256"]))
     now, new_head = work.headed(source)
     hops = [] if new_head else [Hop("source", "the source", "source", now, {})]
