@@ -29,7 +29,7 @@ def main() -> None:
     if (limit := request["memory_limit_bytes"]) is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        value = _function(request["function"])(request["arguments"])
+        value = function_named(request["function"])(request["arguments"])
         inside.send("result", {"value": value, "peak_rss_bytes": inside.peak_rss_bytes()})
     except BaseException as error:
         traceback.print_exc()
@@ -44,7 +44,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _function(name: str) -> Any:
+def function_named(name: str) -> Any:
+    """What ``module:function`` names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 

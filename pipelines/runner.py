@@ -33,7 +33,7 @@ from pipelines.workshop import Made, Workshop
 if TYPE_CHECKING:
     from exporter.sources import Source
 
-__all__ = ["bench_source", "outcome", "ready_to_race", "run", "workshop"]
+__all__ = ["bench_source", "named", "outcome", "ready_to_race", "run", "workshop"]
 
 
 def run(
@@ -65,13 +65,8 @@ def run(
     """
     progress = progress or Progress(quiet=True)
     refuse_unoffered(recipe)
-    source = resolve_source(
-        recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
-    )
-    task = infer_task(source) if recipe.task is None else get_task(recipe.task)
-    recipe = recipe.model_copy(update={"task": task.name, "name": recipe.name or source.name})
-    name = str(recipe.name)
-    folder = Path("bundles") / name if out is None else Path(out)
+    recipe, source = named(recipe)
+    folder = Path("bundles") / str(recipe.name) if out is None else Path(out)
     if not recipe.compress.steps:
         _refuse_bad_metric(recipe, source)
     resolved = recipe.resolved()  # once: it reads the data for their digest
@@ -87,7 +82,7 @@ def run(
         state = "replace"
     with Cache() if use_cache else Cache.disabled() as cache:
         shop = workshop(cache, progress, recipe, source)
-        progress.say(f"{source.spec}: {task.name}, log in {shop.log}")
+        progress.say(f"{source.spec}: {recipe.task}, log in {shop.log}")
         results = _work(shop, recipe, resolved, source)
         try:
             return _write(results, folder, replace=state == "replace")
@@ -145,11 +140,7 @@ def ready_to_race(recipe: Recipe, cache: Cache, progress: Progress) -> tuple[Ben
         progress: Tells how it goes.
     """
     refuse_unoffered(recipe)
-    source = resolve_source(
-        recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
-    )
-    task = infer_task(source) if recipe.task is None else get_task(recipe.task)
-    recipe = recipe.model_copy(update={"task": task.name})
+    recipe, source = named(recipe)
     shop = workshop(cache, progress, recipe, source)
     bench, _, variants, _ = _make(shop, recipe, recipe.resolved(), source)
     for judged in variants:
@@ -306,6 +297,19 @@ def _refuse_bad_metric(recipe: Recipe, source: Source) -> None:
 
     labels = {} if source.files_folder is None else read_labels(source.files_folder)
     check_metric(recipe.quality.metric, str(recipe.task), labels)
+
+
+def named(recipe: Recipe) -> tuple[Recipe, Source]:
+    """The recipe with its task and its name, where it leaves them to the source, and the source.
+
+    Raises:
+        RequestError: The source is none, or the task is not known or cannot be inferred.
+    """
+    source = resolve_source(
+        recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
+    )
+    task = infer_task(source) if recipe.task is None else get_task(recipe.task)
+    return recipe.model_copy(update={"task": task.name, "name": recipe.name or source.name}), source
 
 
 def workshop(cache: Cache, progress: Progress, recipe: Recipe, source: Source) -> Workshop:

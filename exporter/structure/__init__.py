@@ -9,6 +9,7 @@ from exporter.structure.surgery import (
     remove_heads,
     remove_neurons,
     share_layers,
+    shares_of,
     structure_of,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "remove_neurons",
     "save_checkpoint",
     "share_layers",
+    "shares_of",
     "structure_of",
     "supported_types",
 ]

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import RequestError
-from exporter.sources import resolve_source
-from exporter.tasks import get_task, infer_task
 from pipelines.cache import Cache
 from pipelines.compress.launched import Ranks, join, leave
 from pipelines.compress.ranks import is_first, is_launched
@@ -40,7 +38,7 @@ def compress_recipe(
     Raises:
         RequestError: There are no steps, `out` is taken, or anything that a step finds wrong.
     """
-    from pipelines.runner import workshop
+    from pipelines.runner import named, workshop
 
     if not recipe.compress.steps:
         raise RequestError("the recipe has no steps to compress by", recipe.source, "Give compress.steps")
@@ -51,11 +49,7 @@ def compress_recipe(
     if launched:
         join()
         progress = progress if is_first() else Progress(quiet=True)
-    source = resolve_source(
-        recipe.source, revision=recipe.revision, trust=recipe.trust, trust_remote_code=recipe.trust_remote_code
-    )
-    task = infer_task(source) if recipe.task is None else get_task(recipe.task)
-    recipe = recipe.model_copy(update={"task": task.name, "name": recipe.name or source.name})
+    recipe, source = named(recipe)
     with Cache() if use_cache else Cache.disabled() as cache:
         shop = workshop(cache, progress, recipe, source)
         if launched:

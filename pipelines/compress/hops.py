@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.artifact import Artifact, Variant
 from exporter.errors import PlanishError
@@ -18,9 +18,6 @@ from pipelines.plan import original_key
 from pipelines.recording import original_of, record_original
 from pipelines.verification.latency_result import compare, read_rounds, spoils
 from pipelines.workshop import GPU, ONNX, TORCH, Made
-
-if TYPE_CHECKING:
-    from exporter.sources import Source
 
 COMPARED = ("onnxruntime-cpu", "openvino-cpu")
 """Targets on which every model is timed in FP32: those that take the plain ONNX export."""
@@ -82,19 +79,16 @@ def compare_quality(
     budget = {"max_drop": asked.max_drop, "max_drop_worst": asked.max_drop_worst or 2 * asked.max_drop}
     settings = gate_settings(recipe) | budget
     others = {measured.hop.name: measured.recorded for measured in hops}
-    folders = {name: str(made.folder) for name, made in others.items()}
-    identities = {name: made.id for name, made in others.items()}
     for judged in variants:
         if judged.checked is not None and judged.gates["quality"]["verdict"] != "skipped":
-            folders[judged.candidate.variant.id] = str(judged.checked.folder)
-            identities[judged.candidate.variant.id] = judged.checked.id
+            others[judged.candidate.variant.id] = judged.checked
     made = bench.shop.make(
         "compare-hops",
         "Compare with the teacher",
         "pipelines.compress.comparing:compare",
         {
             "teacher": str(teacher.recorded.folder),
-            "others": folders,
+            "others": {name: str(made.folder) for name, made in others.items()},
             "original": bench.original,
             "signature": record["signature"],
             "contract": record["contract"],
@@ -102,7 +96,12 @@ def compare_quality(
             "settings": settings,
             "seed": recipe.seed,
         },
-        inputs={"teacher": teacher.recorded.id, "others": identities, "settings": settings, "seed": recipe.seed},
+        inputs={
+            "teacher": teacher.recorded.id,
+            "others": {name: made.id for name, made in others.items()},
+            "settings": settings,
+            "seed": recipe.seed,
+        },
         packages=("numpy", "scipy"),
     )
     return made.record
@@ -162,40 +161,32 @@ def _race(
     threads = bench.shop.threads
     specs = []
     for measured in hops:
-        heavy = 2 * _weights(measured.hop.source) + 300_000_000
+        heavy = 2 * measured.hop.source.weights_bytes + 300_000_000
         how = {"original": measured.original, "precision": "fp32", "device": "cpu"}
         name = measured.hop.name + SEPARATOR + EAGER
         opener = "exporter.targets.pytorch:open_eager"
         specs.append(
             WorkerSpec(name, opener, how, threads, estimated_bytes=heavy + 200_000_000, is_baseline=measured is teacher)
         )
-        for target in targets if measured.exported is not None else ():
-            if measured.exported is not None:
-                arguments = opening(Variant(target, "fp32"), measured.exported)
-                name = f"{measured.hop.name}{SEPARATOR}{target}-fp32"
-                specs.append(
-                    WorkerSpec(name, OPENER, arguments, threads, files=(measured.exported.path,), estimated_bytes=heavy)
-                )
-    heavy = 2 * _weights(hops[-1].hop.source) + 300_000_000
-    for judged in selected:
-        if judged.artifact is not None:
-            arguments = opening(judged.candidate.variant, judged.artifact, judged.trusted)
-            name = judged.candidate.variant.id
-            specs.append(WorkerSpec(name, OPENER, arguments, threads, files=tuple(judged.files), estimated_bytes=heavy))
+        if measured.exported is None:
+            continue
+        for target in targets:
+            arguments = opening(Variant(target, "fp32"), measured.exported)
+            name = f"{measured.hop.name}{SEPARATOR}{target}-fp32"
+            specs.append(
+                WorkerSpec(name, OPENER, arguments, threads, files=(measured.exported.path,), estimated_bytes=heavy)
+            )
+    specs += bench.workers(selected, ())
     latency = bench.recipe.latency
     return measure(
         specs,
-        {label: bench.recorded.folder / "points" / f"{label}.safetensors" for label in points},
+        bench.point_files(points),
         log=bench.shop.log,
         plan=Plan(budget_s=latency.budget_s, min_block_ms=latency.min_block_ms, seed=bench.recipe.seed),
         baseline=teacher.hop.name + SEPARATOR + EAGER,
         best_of=(),
         on_line=bench.shop.progress.update,
     ).to_dict()
-
-
-def _weights(source: Source) -> int:
-    return int(source.weights_bytes)
 
 
 def speed_of(race: Mapping[str, Any], name: str, against: str, *, seed: int) -> dict[str, dict[str, Any]]:

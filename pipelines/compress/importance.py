@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.structure import layer_parts, layers_of
+from exporter.structure import layer_parts, layers_of, shares_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def measure_importance(model: Any, batches: Iterable[Any], loss_of: Callable[[An
     all_layers = list(layers_of(model))
     count = len(all_layers)
     parts = [layer_parts(model, number) for number in range(count)]
-    firsts = [next(i for i, other in enumerate(all_layers) if other is layer) for layer in all_layers]
+    firsts = shares_of(model)
     heads = [torch.zeros(part.heads, dtype=torch.float64) for part in parts]
     neurons = [torch.zeros(part.neurons, dtype=torch.float64) for part in parts]
     layers = torch.zeros(count, dtype=torch.float64)

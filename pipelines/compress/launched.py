@@ -8,7 +8,6 @@ train together. So what is trained here is found by a later ``planish run`` of t
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from pipelines.compress.ranks import is_first
 from pipelines.compress.run import FUNCTIONS
+from pipelines.job import function_named
 from pipelines.workshop import Made, Workshop
 
 TOGETHER = frozenset(FUNCTIONS.values())
@@ -38,15 +38,14 @@ class Ranks(Workshop):
         packages: Iterable[str] = (),
         bound_to_machine: bool = False,
     ) -> Made:
-        together = function in TOGETHER
         if not is_first():
             return _follow(function, arguments)
         key = self.key(name, function, inputs=inputs, packages=packages, bound_to_machine=bound_to_machine)
 
         def work(folder: Path) -> dict[str, Any]:
-            if together:
+            if function in TOGETHER:
                 _tell({"work": str(folder)})
-            return _run(function, {**arguments, "folder": str(folder)})
+            return dict(function_named(function)({**arguments, "folder": str(folder)}))
 
         made = self.keep(key, title, work)
         _tell({"made": {"folder": str(made.folder), "record": made.record, "id": made.id}})
@@ -55,9 +54,10 @@ class Ranks(Workshop):
 
 def join() -> None:
     """Connect the processes that a launcher started."""
+    import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not _has_gpu(), timeout=_WAIT)
+    PartialState(cpu=not torch.cuda.is_available(), timeout=_WAIT)
 
 
 def leave() -> None:
@@ -68,24 +68,13 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _follow(function: str, arguments: Mapping[str, Any]) -> Made:
     """What another process than the first does for a stage: train with it where it trains, and wait for the result."""
     told = _hear()
     if "work" in told:
-        _run(function, {**arguments, "folder": told["work"]})
+        function_named(function)({**arguments, "folder": told["work"]})
         told = _hear()
     return Made(Path(told["made"]["folder"]), told["made"]["record"], told["made"]["id"])
-
-
-def _run(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    module, _, name = function.partition(":")
-    return dict(getattr(importlib.import_module(module), name)(arguments))
 
 
 def _tell(message: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from exporter.errors import RequestError
 from exporter.structure import layer_parts, layers_of
 from pipelines.compress import objectives
 from pipelines.compress.examples import COUNTED, INDEX, OWN, TARGET
+from pipelines.compress.magnitude import bare
 from pipelines.compress.sections import Loss
 
 PROJECTIONS = "planish_projections"
@@ -74,7 +75,6 @@ class Answers:
     """What the teacher said of every row, kept from an earlier stage: logits, or embeddings; by the row's number."""
 
     values: Any
-    device: Any = None
 
     def of(self, index: Any, device: Any) -> Any:
         return torch.from_numpy(self.values[index.cpu().numpy()]).to(device)
@@ -139,9 +139,8 @@ class Lesson:
         with torch.no_grad():
             theirs = self.teacher(**{**inputs, **own}, **{name: True for name, wanted in how.items() if wanted})
         total = torch.zeros((), device=mask.device)
-        bare = _unwrapped(model)
+        projections = getattr(bare(model), PROJECTIONS, ())
         if terms.hidden:
-            projections = getattr(bare, PROJECTIONS)
             pairs = [(0, 0), *((i + 1, j + 1) for i, j in enumerate(self.layer_map))]
             for projection, (i, j) in zip(projections, pairs, strict=True):
                 mine, other = projection(outputs.hidden_states[i]), theirs.hidden_states[j]
@@ -242,7 +241,3 @@ def _tokens_of(states: Any, mask: Any) -> Any:
 
 def _width(model: Any) -> int:
     return int(getattr(model.config, "hidden_size", 0) or model.config.dim)
-
-
-def _unwrapped(model: Any) -> Any:
-    return getattr(model, "module", model)

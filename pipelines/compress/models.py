@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import RequestError
+from exporter.preprocess import read_labels
 from exporter.sources import Source, resolve_source
 from exporter.structure import save_checkpoint
-from exporter.structure.checkpoint import read_structure
+from exporter.structure.checkpoint import files_beside, read_structure
 from exporter.tasks import Task, check_task
 
 MODEL = "model"
 """The folder in a step's result that holds its model."""
 _SENTENCE_FILES = re.compile(r"^(modules|config_sentence_transformers|sentence_\w+_config)\.json$|/")
-# A model with one of these has labels that are no classes.
+# Tasks whose head the names of its classes describe.
 HEADS = ("text-classification", "token-classification", "image-classification")
 
 
@@ -45,8 +46,8 @@ def needs_head(source: Source, task: Task, labels: Sequence[str]) -> bool:
         return True
     if task.name not in HEADS or not labels:
         return False
-    config = source.json("config.json") or {}
-    there = [str(name) for _, name in sorted((int(k), v) for k, v in (config.get("id2label") or {}).items())]
+    named = {} if source.files_folder is None else read_labels(source.files_folder)
+    there = [name for _, name in sorted(named.items())]
     if not there or list(labels) == there:
         return False
     if sorted(labels) == sorted(there):
@@ -117,14 +118,13 @@ def save_model(
         clustered: See `save_checkpoint`.
         sentence: The folder stays one of sentence-transformers where it was one.
     """
-    root = source.files_folder
-    if root is None:
-        raise RequestError("the source is no folder", source.spec)
     gone = set(dropped)
-    kept = [name for name in source.files if name not in gone and (sentence or not _SENTENCE_FILES.search(name))]
-    behind = [name for name in source.weights if "/" in name] if sentence else []
-    files = {name: root / name for name in [*kept, *behind]} | dict(replaced or {})
-    save_checkpoint(model, folder, small_files=files.items(), clustered=clustered)
+    beside = {
+        name: path
+        for name, path in files_beside(source)
+        if name not in gone and (sentence or not _SENTENCE_FILES.search(name))
+    }
+    save_checkpoint(model, folder, small_files=(beside | dict(replaced or {})).items(), clustered=clustered)
 
 
 def opened(folder: Path, name: str) -> Source:

@@ -21,13 +21,12 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
 from exporter.structure.checkpoint import WEIGHTS, stored_once
-from pipelines.compress.examples import COUNTED, INDEX, OWN, TARGET, Example, Examples, collator
+from pipelines.compress.examples import COUNTED, TARGET, Example, Examples, collator
 from pipelines.compress.objectives import IGNORED, hard_targets
 from pipelines.compress.sections import Training
 from pipelines.disk import remove_tree
 from pipelines.processes import report_progress
 
-NOT_INPUTS = (COUNTED, TARGET, INDEX)
 _LOGGED_STEPS = 20
 # Its name in transformers 5.23 and later, and before.
 _NAMES = ("activation_checkpointing", "gradient_checkpointing")
@@ -434,4 +433,4 @@ def classes_score(metric: Any) -> Callable[[Any, Any], float]:
     return score
 
 
-__all__ = ["NOT_INPUTS", "OWN", "Objective", "Trained", "classes_score", "divide", "train"]
+__all__ = ["Objective", "Trained", "classes_score", "divide", "train"]

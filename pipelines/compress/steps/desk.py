@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,7 @@ class Desk:
     source: Source
     task: Task
     arguments: Mapping[str, Any]
+    _data: dict[str, Dataset | None] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Any:
@@ -68,8 +69,10 @@ class Desk:
         return str(getattr(self.encoder, "pad_side", "right"))
 
     def data(self, name: str) -> Dataset | None:
-        """One of the step's data sets, or ``None``."""
-        return open_rows(self.task.name, self.arguments["data"].get(name), self.seed)
+        """One of the step's data sets, or ``None``; opening one reads all of it, so that is done once."""
+        if name not in self._data:
+            self._data[name] = open_rows(self.task.name, self.arguments["data"].get(name), self.seed)
+        return self._data[name]
 
     def examples(self, max_length: int | None, *, encoder: Any = None, labelled: bool = True) -> Examples:
         """The rows to train on, those of the labelled data first; without their labels where `labelled` is false."""

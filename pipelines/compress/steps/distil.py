@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from exporter.errors import RequestError
-from exporter.sources import Source
 from exporter.structure import STRUCTURE, keep_layers, layers_of
 from pipelines.compress.sections import Distil
 from pipelines.compress.steps.desk import Desk, learn, open_desk
@@ -97,15 +94,6 @@ def _of_configuration(desk: Desk, changed: dict[str, Any]) -> Any:
         ) from error
     own = student.state_dict()
     fitting = {name: t for name, t in teacher.state_dict().items() if name in own and own[name].shape == t.shape}
-    if len(fitting) and set(changed) <= {"num_hidden_layers", "n_layers"}:
+    if set(changed) <= {"num_hidden_layers", "n_layers"}:
         student.load_state_dict(fitting, strict=False)
     return student.requires_grad_(True)
-
-
-def student_source(entering: Source, settings: Distil) -> str | None:
-    """The checkpoint that a step names as its student, absolute where it is a folder."""
-    named = settings.student
-    return None if named is None else str(Path(named).expanduser()) if Path(named).expanduser().exists() else named
-
-
-__all__: Sequence[str] = ["distil", "make_student", "spread", "student_source"]

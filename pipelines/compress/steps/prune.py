@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from exporter.errors import RequestError
-from exporter.structure import keep_layers, layer_parts, layers_of, remove_heads, remove_neurons
+from exporter.structure import keep_layers, layers_of, remove_heads, remove_neurons, shares_of, structure_of
 from exporter.structure.anatomy import anatomy_of, linear_weights
 from pipelines.compress.sections import Prune
 from pipelines.compress.steps.desk import Desk, learn, open_desk
@@ -74,7 +74,7 @@ def _structure(desk: Desk, settings: Prune) -> dict[str, Any]:
         found = type(found)(
             [found.heads[i] for i in kept], [found.neurons[i] for i in kept], found.layers[kept], found.rows
         )
-    unique = [i for i, layer in enumerate(layers_of(model)) if layer not in list(layers_of(model))[:i]]
+    unique = sorted(set(shares_of(model)))
     heads = lowest([found.heads[i] for i in unique], settings.heads, settings.uniform)
     neurons = lowest([found.neurons[i] for i in unique], settings.neurons, settings.uniform, NEURONS_TOGETHER)
     for number, some_heads, some_neurons in zip(unique, heads, neurons, strict=True):
@@ -151,8 +151,9 @@ def lowest(scores: list[Any], share: float, uniform: bool, together: int = 1) ->
 
 
 def _counts(model: Any) -> dict[str, list[int]]:
-    parts = [layer_parts(model, number) for number in range(len(layers_of(model)))]
-    return {"heads": [part.heads for part in parts], "neurons": [part.neurons for part in parts]}
+    """Heads and neurons of each layer."""
+    found = structure_of(model)
+    return {kind: found[kind] for kind in ("heads", "neurons")}
 
 
 def _vocabulary(desk: Desk, settings: Prune) -> dict[str, Any]:

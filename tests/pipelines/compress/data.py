@@ -102,3 +102,20 @@ def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     assert one.keys() == other.keys()
     difference = sum(float((one[name] - other[name]).square().sum()) for name in one)
     return float((difference / sum(float(tensor.square().sum()) for tensor in one.values())) ** 0.5)
+
+
+def opened(folder: Path, task: str = "text-classification") -> Any:
+    """The `transformers` model in a folder."""
+    from exporter.tasks import get_task
+    from pipelines.compress.models import open_trainable
+
+    return open_trainable(resolve_source(str(folder)), get_task(task))
+
+
+def logits(model: Any) -> Any:
+    """What a model says of a few tokens, always the same."""
+    import torch
+
+    ids = torch.randint(5, 150, (4, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(input_ids=ids)[0]

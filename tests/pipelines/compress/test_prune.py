@@ -11,29 +11,17 @@ import pytest
 import torch
 
 from exporter.errors import RequestError
-from exporter.sources import resolve_source
 from exporter.structure import layer_parts, layers_of, share_layers
 from exporter.structure.anatomy import linear_weights
-from exporter.tasks import get_task
 from pipelines.compress.magnitude import KeepZeros, smallest_masked, two_of_four
-from pipelines.compress.models import MODEL, open_trainable
+from pipelines.compress.models import MODEL
 from pipelines.compress.steps.finetune import finetune
 from pipelines.compress.steps.prune import importance, lowest, prune
 from tests.models import KINDS, make_model
 from tests.pipelines.compress.conftest import Teacher
-from tests.pipelines.compress.data import arguments, texts, weights_of, write_csv
+from tests.pipelines.compress.data import arguments, logits, opened, texts, weights_of, write_csv
 
 RECOVER = {"max_steps": 12, "learning_rate": 1e-3, "teacher": False}
-
-
-def opened(folder: Path, task: str = "text-classification") -> Any:
-    return open_trainable(resolve_source(str(folder)), get_task(task))
-
-
-def logits(model: Any) -> Any:
-    ids = torch.randint(5, 150, (4, 9), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return model.eval()(input_ids=ids)[0]
 
 
 def zeros_of(out: Path) -> tuple[int, int, dict[str, Any]]:
@@ -288,7 +276,7 @@ def test_a_module_that_is_no_linear_layer_is_named(
 
 
 def test_neurons_of_mpnet_can_go(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from tests.pipelines.compress.data import write_tags
+    from tests.pipelines.compress.data import opened, write_tags
 
     data = write_tags(tmp_path / "t.jsonl", 40)
     record = prune(

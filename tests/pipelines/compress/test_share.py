@@ -16,24 +16,14 @@ from exporter.structure import layers_of
 from exporter.structure.anatomy import linear_weights
 from exporter.tasks import get_task
 from pipelines.compress.clusters import cluster
-from pipelines.compress.models import MODEL, open_trainable
+from pipelines.compress.models import MODEL
 from pipelines.compress.steps.prune import prune
 from pipelines.compress.steps.share import groups_of, share
 from tests.models import make_model
 from tests.pipelines.compress.conftest import Teacher
-from tests.pipelines.compress.data import arguments
+from tests.pipelines.compress.data import arguments, logits, opened
 
 RECOVER = {"epochs": 2, "learning_rate": 1e-3, "teacher": False}
-
-
-def opened(folder: Path, task: str = "text-classification") -> Any:
-    return open_trainable(resolve_source(str(folder)), get_task(task))
-
-
-def logits(model: Any) -> Any:
-    ids = torch.randint(5, 150, (4, 9), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return model.eval()(input_ids=ids)[0]
 
 
 def stored(out: Path) -> dict[str, Any]:
