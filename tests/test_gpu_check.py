@@ -68,6 +68,20 @@ def test_what_failed_is_not_sound(script: ModuleType) -> None:
     assert not script.sound(changed(parity={}))
     assert not script.sound(changed(parity={**model["parity"], "a": {"verdict": "failed"}}))
     assert not script.sound(changed(parity={**model["parity"], "a": {"error": "it crashed"}}))
+    assert not script.sound(changed(together={"a": {"error": "it crashed"}}))
+    assert not script.sound(changed(together={"a": {"verdict": "failed"}}))
+
+
+def test_what_went_wrong_among_threads_is_told_by_variant(script: ModuleType) -> None:
+    right = {"verdict": "passed", "rms": 0.0, "runs": 1200}
+    assert script._together({}) == []
+    (line,) = script._together({"a": right, "b": right})
+    assert "1200 runs of each variant" in line
+    told = script._together({"a": right, "b": {**right, "verdict": "failed", "rms": 0.25}, "c": {"error": "signal 11"}})
+    assert told == [
+        "- from several threads: b: differs by 0.25 from a run alone",
+        "- from several threads: c: signal 11",
+    ]
 
 
 def test_a_step_that_fails_or_crashes_is_told(

@@ -24,6 +24,9 @@ TORCH_DTYPES = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16":
 _CHOICE_SECONDS = 0.5
 CAPTURED_AFTER = 4
 """Runs after which `torch.compile` has captured its CUDA graph: it compiles, warms up, records and replays."""
+GRAPHS: dict[str, dict[str, str]] = {"reduce-overhead": {"mode": "reduce-overhead"}, "captured": {}}
+"""Who captures runs on a GPU, and with which options of `torch.compile`: its own CUDA graphs, whose every run passes
+through Python, or the session, as those of the targets do: one launch, of the same kernels."""
 # One specialised graph per operating point: more of them than the default number of recompilations allows.
 _RECOMPILE_LIMIT = 256
 # Every frozen graph holds its own packed copy of the weights: beyond this size four of them would fill the memory.
@@ -137,19 +140,38 @@ class CompiledSession(EagerSession):
 
     Inductor packs FP32 weights for MKL where shapes are fixed and for oneDNN where they are free. Which of the two is
     faster depends on the processor (oneDNN by more than two times on AMD's), so both are compiled for the first shape
-    that is bound, and the faster one is kept for all. On a GPU shapes are fixed and runs are captured as CUDA graphs.
+    that is bound, and the faster one is kept for all. On a GPU shapes are fixed, and of the ways to capture CUDA graphs
+    the faster one at that shape is kept.
+
+    Args:
+        original: The model.
+        threads: Compute threads.
+        precision: ``fp32``, ``fp64``, ``fp16`` or ``bf16``.
+        device: ``cpu`` or ``cuda``.
+        graphs: On a GPU, the one of `GRAPHS` to take; ``None``: whichever is faster.
     """
 
     runtime = "pytorch-compile"
 
-    def __init__(self, original: Original, *, threads: int, precision: str = "fp32", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        original: Original,
+        *,
+        threads: int,
+        precision: str = "fp32",
+        device: str = "cpu",
+        graphs: str | None = None,
+    ) -> None:
         import torch
 
         super().__init__(original, threads=threads, precision=precision, device=device)
+        if graphs is not None and graphs not in GRAPHS:
+            raise RequestError("unknown way to capture CUDA graphs", graphs, f"Known: {', '.join(GRAPHS)}")
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
         torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
         self.frozen = original.source.weights_bytes < _LARGEST_FROZEN_BYTES
         self.shapes: str | None = None  # "free" or "fixed", once that is chosen
+        self.graphs = graphs
         self._seconds: dict[str, float] = {}
         self._compiled: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
 
@@ -157,35 +179,47 @@ class CompiledSession(EagerSession):
         shapes = tuple((name, array.shape) for name, array in sorted(arrays.items()))
         if self.shapes is None:
             self._choose(arrays)
-        binding = super()._bind(arrays)
-        if shapes not in self._compiled:
-            self._compile(binding)  # so that it is not timed as a run
+        if self.device is not None or shapes not in self._compiled:
             self._compiled.add(shapes)
-        return binding
+            return self._compile(arrays)
+        return super()._bind(arrays)
 
-    def _compile(self, binding: Binding) -> None:
+    def _compile(self, arrays: dict[str, Array]) -> Binding:
+        """Bind and run, so that compiling and capturing are not timed as a run."""
         import torch
 
         # Given to `torch.compile` as an option, freezing has no effect: the graph is captured before options count.
         with torch._inductor.config.patch(freezing=self.frozen):
-            for _ in range(1 if self.device is None else CAPTURED_AFTER):
+            if self.device is None:
+                binding, runs = super()._bind(arrays), 1
+            else:
+                captured = self.graphs == "captured"
+                binding = CudaBinding(self.device, self._on_device, arrays, capture=captured)
+                runs = 1 if captured else CAPTURED_AFTER
+            for _ in range(runs):
                 binding.run()
+        return binding
 
     def _choose(self, arrays: dict[str, Array]) -> None:
-        """Take the faster of the two ways to compile, by the median of some runs."""
+        """Take the faster of the ways to compile, by the median of some runs."""
         import torch
 
-        if self.device is not None:
-            self.shapes, self.call = "fixed", torch.compile(self.module, dynamic=False, mode="reduce-overhead")
-            return
-        calls = {name: torch.compile(self.module, dynamic=name == "free") for name in ("free", "fixed")}
+        if self.device is None:
+            calls = {name: torch.compile(self.module, dynamic=name == "free") for name in ("free", "fixed")}
+        else:
+            wanted = GRAPHS if self.graphs is None else {self.graphs: GRAPHS[self.graphs]}
+            calls = {name: torch.compile(self.module, dynamic=False, **options) for name, options in wanted.items()}
         for name, call in calls.items():
             self.call = call
-            binding = super()._bind(arrays)
-            self._compile(binding)
-            self._seconds[name] = _median_seconds(binding)
-        self.shapes = min(self._seconds, key=self._seconds.__getitem__)
-        self.call = calls[self.shapes]
+            if self.device is not None:
+                self.graphs = name
+            self._seconds[name] = _median_seconds(self._compile(arrays))
+        chosen = min(self._seconds, key=self._seconds.__getitem__)
+        self.call = calls[chosen]
+        if self.device is None:
+            self.shapes = chosen
+        else:
+            self.shapes, self.graphs = "fixed", chosen
 
     def executed(self) -> dict[str, Any]:
         import torch
@@ -195,6 +229,7 @@ class CompiledSession(EagerSession):
             **super().executed(),
             "frozen": self.frozen,
             "shapes": self.shapes,
+            **({} if self.device is None else {"cuda_graphs": self.graphs}),
             "median_ms_at_first_shape": {name: 1e3 * seconds for name, seconds in self._seconds.items()},
             "packed_weights": int(counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]),
             "graphs": int(counters["stats"]["unique_graphs"]),
@@ -224,8 +259,9 @@ def open_eager(arguments: dict[str, Any], *, threads: int) -> EagerSession:
 
 
 def open_compiled(arguments: dict[str, Any], *, threads: int) -> CompiledSession:
-    """Open the `torch.compile` baseline in a worker; arguments as for `open_eager`."""
-    return CompiledSession(open_described(arguments["original"]), threads=threads, **_how(arguments))
+    """Open the `torch.compile` baseline in a worker; arguments as for `open_eager`, and ``graphs`` (see there)."""
+    original, graphs = open_described(arguments["original"]), arguments.get("graphs")
+    return CompiledSession(original, threads=threads, graphs=graphs, **_how(arguments))
 
 
 def _how(arguments: dict[str, Any]) -> dict[str, str]:

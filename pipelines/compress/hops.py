@@ -12,15 +12,15 @@ from exporter.targets import get_target
 from pipelines.artifacts import export_onnx
 from pipelines.baselines import EAGER
 from pipelines.compress.run import Compressed, Hop
-from pipelines.judging import RACE_CODE, Bench, Judged, gate_settings
+from pipelines.judging import RACE_CODE, Bench, Judged, device_of, gate_settings
 from pipelines.opening import OPENER, opening
 from pipelines.plan import original_key
 from pipelines.recording import original_of, record_original
 from pipelines.verification.latency_result import compare, read_rounds, spoils
 from pipelines.workshop import GPU, ONNX, TORCH, Made
 
-COMPARED = ("onnxruntime-cpu", "openvino-cpu")
-"""Targets on which every model is timed in FP32: those that take the plain ONNX export."""
+COMPARED = {"cpu": ("onnxruntime-cpu", "openvino-cpu"), "cuda": ("onnxruntime-cuda",)}
+"""By device, the targets on which every model is timed in FP32: those that take the plain ONNX export."""
 SEPARATOR = " on "
 
 
@@ -110,6 +110,8 @@ def compare_quality(
 def race_hops(bench: Bench, hops: Sequence[Measured], teacher: Measured, selected: Sequence[Judged]) -> dict[str, Any]:
     """Time every model in PyTorch and on `COMPARED`, and the selected variants, all against the teacher in PyTorch.
 
+    Where a selected variant runs on the GPU, PyTorch does too, and the models are compared there.
+
     Models whose inputs are not those of the last are left out, and named in ``notes``.
     """
     shop, recipe, points = bench.shop, bench.recipe, bench.recorded.record["points"]
@@ -119,7 +121,9 @@ def race_hops(bench: Bench, hops: Sequence[Measured], teacher: Measured, selecte
     same = [m for m in hops if [spec["name"] for spec in m.recorded.record["signature"]["inputs"]] == inputs]
     if teacher not in same:
         return {"notes": [f"{teacher.hop.name} takes other inputs, so nothing was timed against it."]}
-    targets = [name for name in COMPARED if name in recipe.targets and get_target(name).availability().available]
+    device = device_of(selected)
+    here = (name for name in COMPARED[device] if get_target(name).availability().available)
+    targets = [name for name in here if name in recipe.targets]
     key = shop.key(
         "race-hops",
         (*RACE_CODE, "pipelines.compress.hops"),
@@ -128,6 +132,7 @@ def race_hops(bench: Bench, hops: Sequence[Measured], teacher: Measured, selecte
             "selected": {judged.candidate.variant.id: judged.identity for judged in selected},
             "teacher": teacher.hop.source.digest,
             "targets": targets,
+            "device": device,
             "recorded": bench.recorded.id,
             "points": list(points),
             "latency": recipe.latency.model_dump(mode="json", include={"budget_s", "min_block_ms"}),
@@ -140,7 +145,7 @@ def race_hops(bench: Bench, hops: Sequence[Measured], teacher: Measured, selecte
     race = shop.measure(
         key,
         "Time every model",
-        lambda: _race(bench, same, teacher, targets, selected, points),
+        lambda: _race(bench, same, teacher, targets, device, selected, points),
         worth=lambda race: not spoils(race["busy_elsewhere"]),
     )
     left_out = [f"{m.hop.name} takes other inputs and was not timed." for m in hops if m not in same]
@@ -152,6 +157,7 @@ def _race(
     hops: Sequence[Measured],
     teacher: Measured,
     targets: Sequence[str],
+    device: str,
     selected: Sequence[Judged],
     points: Sequence[str],
 ) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def _race(
     specs = []
     for measured in hops:
         heavy = 2 * measured.hop.source.weights_bytes + 300_000_000
-        how = {"original": measured.original, "precision": "fp32", "device": "cpu"}
+        how = {"original": measured.original, "precision": "fp32", "device": device}
         name = measured.hop.name + SEPARATOR + EAGER
         opener = "exporter.targets.pytorch:open_eager"
         specs.append(

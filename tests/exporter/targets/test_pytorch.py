@@ -12,10 +12,11 @@ import torch
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.original import open_described, original_arguments
 from exporter.sources import resolve_source
-from exporter.targets import targets
+from exporter.targets import pytorch, targets
 from exporter.targets.pytorch import ProgramSession, open_compiled, open_eager
 from exporter.tasks import infer_task
 from exporter.torch_export import export_program
+from tests.exporter.targets.fake_cuda import FakeCuda
 
 Folders = Callable[..., Path]
 
@@ -129,6 +130,29 @@ def test_compiled_agrees_with_eager_in_every_shape(arguments: dict[str, Any]) ->
     assert told["frozen"]
     if torch.backends.mkldnn.is_available() and platform.machine() == "x86_64":
         assert told["packed_weights"] > 0, "the weights were not frozen"
+
+
+@pytest.mark.slow
+def test_on_a_fake_gpu_the_faster_way_to_capture_is_kept(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_compiled(arguments, threads=1)
+    session.device = FakeCuda()
+    seconds = iter((2.0, 1.0))
+    monkeypatch.setattr(pytorch, "_median_seconds", lambda binding: next(seconds))
+    inputs = inputs_of(arguments)
+    wanted = open_described(arguments["original"]).run(inputs)
+    for name, value in session.run(inputs).items():
+        np.testing.assert_allclose(value, wanted[name], atol=2e-6)
+    told = session.executed()
+    assert told["cuda_graphs"] == "captured"
+    assert told["median_ms_at_first_shape"] == {"reduce-overhead": 2000.0, "captured": 1000.0}
+    assert len(session.device.captures) == 2  # once to choose, once for the run
+
+
+def test_an_unknown_way_to_capture_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=r"CUDA graphs: by-hand\. Known: reduce-overhead, captured"):
+        open_compiled({**arguments, "graphs": "by-hand"}, threads=1)
 
 
 def test_an_onnx_source_has_no_pytorch_baseline(tmp_path: Path) -> None:
