@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -19,8 +20,54 @@ MOST_GRAPHS = 8
 WARM_RUNS = 3
 """Runs before a capture: libraries choose kernels and make room in the first ones."""
 
+SWITCH = "PLANISH_CUDA_GRAPHS"
+"""The environment variable that, with the value 0, keeps sessions from capturing."""
+
 Call = Callable[[dict[str, Any]], dict[str, Any]]
-_CAPTURES = threading.Lock()
+
+
+class Turns:
+    """Who works on the GPU in this process, many at a time, and who captures: alone.
+
+    While ONNX Runtime captures, no other thread may allocate or wait (CUDA's global mode of capturing): both would
+    fail. Who captures waits until nobody works and holds back who comes meanwhile. A thread that works cannot capture.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = self._waiting = 0
+        self._captures = False
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Work, beside others."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._captures)
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Capture, alone."""
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: not self._working and not self._captures)
+            self._waiting -= 1
+            self._captures = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._captures = False
+                self._changed.notify_all()
+
+
+TURNS = Turns()
 
 
 class Cuda:
@@ -112,16 +159,16 @@ class Cuda:
         """
         import torch
 
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_RUNS):
-                call()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # One at a time in a process; other threads may go on allocating and copying meanwhile.
-        with _CAPTURES, torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
-            results = call()
+        beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        with TURNS.capturing():
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_RUNS):
+                    call()
+            torch.cuda.current_stream().wait_stream(beside)
+            # Threads that know nothing of turns, such as the user's own, may go on allocating and copying meanwhile.
+            with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+                results = call()
         return graph.replay, results
 
     def capturing(self) -> bool:
@@ -219,15 +266,16 @@ class GraphSession(Session):
     """A session on the GPU whose `run` captures a graph for shapes that come often.
 
     The others are launched kernel by kernel, which takes the host longer than the device where a model is small. One
-    run at a time: the buffers of a shape are shared.
+    run at a time: the buffers of a shape are shared. Sessions of a process may run in several threads; what somebody
+    bound must not be run while another thread binds, or runs a session of ONNX Runtime.
 
     Attributes:
-        refusal: Why runs cannot be captured; empty where they can.
+        refusal: Why runs are not captured; empty where they are.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
-        self.refusal = ""
+        self.refusal = f"{SWITCH} is 0" if os.environ.get(SWITCH) == "0" else ""
         self._often: ShapeCache[GraphBinding] = ShapeCache(MOST_GRAPHS)
         self._lock = threading.Lock()
 
@@ -236,12 +284,13 @@ class GraphSession(Session):
         with self._lock:
             shapes: Hashable = tuple((name, array.shape) for name, array in arrays.items())
             binding = None if self.refusal else self._often.find(shapes, lambda: self._bind(arrays))
-            if binding is None:
-                binding = self._bind_once(arrays)
-            else:
-                binding.refill(arrays)
-            binding.launch()
-            return binding.host_outputs()
+            with TURNS.working():
+                if binding is None:
+                    binding = self._bind_once(arrays)
+                else:
+                    binding.refill(arrays)
+                binding.launch()
+                return binding.host_outputs()
 
     @abstractmethod
     def _bind(self, arrays: dict[str, Array]) -> GraphBinding:
@@ -275,7 +324,7 @@ class CudaSession(GraphSession):
         return self.call
 
     def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
-        binding = CudaBinding(self.device, self.call_to_capture(), arrays, capture=True)
+        binding = CudaBinding(self.device, self.call_to_capture(), arrays, capture=not self.refusal)
         self.refusal = self.refusal or binding.refusal
         return binding
 

@@ -163,7 +163,12 @@ def misfits(built: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def compile_program(
-    program: Path, folder: Path, *, device: str = "cpu", shapes: Mapping[str, Sequence[int]] | None = None
+    program: Path,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    tuned_for: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
     """Compile in a process of its own, whose memory is free again when the archive is written; the files it made.
 
@@ -173,8 +178,9 @@ def compile_program(
     cache, listing = folder / "inductor-cache", folder / "inductor-cache" / "files.json"
     cache.mkdir(parents=True, exist_ok=True)
     # No pool of compile workers: it would outlive a job that is killed. Compiled code goes to the job's own folder.
+    how = [device, json.dumps(shapes), json.dumps(tuned_for)]
     done = subprocess.run(
-        [sys.executable, "-P", inductor_compile.__file__, str(program), str(listing), device, json.dumps(shapes)],
+        [sys.executable, "-P", inductor_compile.__file__, str(program), str(listing), *how],
         env={
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             **os.environ,

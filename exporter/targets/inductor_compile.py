@@ -1,10 +1,12 @@
-"""Compiling a `torch.export` program: ``python -P inductor_compile.py PROGRAM LISTING DEVICE SHAPES``."""
+"""Compiling a `torch.export` program: ``python -P inductor_compile.py PROGRAM LISTING DEVICE SHAPES TUNED``."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +18,20 @@ MOST_THREADS = 8
 """Processes that compile a GPU's kernels."""
 
 
-def compile_program(program: Path, device: str = "cpu", shapes: Mapping[str, Sequence[int]] | None = None) -> list[str]:
+def compile_program(
+    program: Path,
+    device: str = "cpu",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    tuned_for: Mapping[str, Sequence[int]] | None = None,
+) -> list[str]:
     """Compile a program with frozen weights, in memory of about twice their size.
 
     Args:
         program: The ``.pt2`` file of the program.
         device: ``"cpu"`` or ``"cuda"``; the program may have been traced on either.
         shapes: By input, the only shape to compile for; ``None``: all that the program takes.
+        tuned_for: By input, the shape to choose kernels at, where all are compiled for; ``None``: that of the program's
+            own example, which is small.
 
     Returns:
         The files that AOTInductor made, for `torch._inductor.package.package_aoti`.
@@ -38,12 +47,15 @@ def compile_program(program: Path, device: str = "cpu", shapes: Mapping[str, Seq
 
         loaded = move_to_device_pass(loaded, f"{device}:0")  # with its number, as tensors there have it
     args, kwargs = loaded.example_inputs
-    module = loaded.module(check_guards=False)
+    module, free = loaded.module(check_guards=False), None if shapes is not None else free_dimensions(loaded)
     del loaded
     if shapes is not None:
-        kwargs = {name: _filled(tensor, shapes[name]) for name, tensor in kwargs.items()}
-        with torch.no_grad():
-            module = torch.export.export(module, args, kwargs, strict=False).module(check_guards=False)
+        kwargs, module = _traced_at(module, args, kwargs, shapes, None)
+    elif tuned_for is not None:
+        try:
+            kwargs, module = _traced_at(module, args, kwargs, tuned_for, free)
+        except Exception as error:  # of tracing; the program as it is compiles too
+            print(f"kernels are chosen at the example's shapes, since tracing at {dict(tuned_for)} fails: {error}")
     options: dict[str, Any] = {
         "aot_inductor.package": True,
         # Precompiled headers take as long to make as they save, and no other compilation finds them: each time 300 MB
@@ -54,6 +66,7 @@ def compile_program(program: Path, device: str = "cpu", shapes: Mapping[str, Seq
     }
     if device != "cpu":
         options["compile_threads"] = min(MOST_THREADS, len(os.sched_getaffinity(0)))  # kernels are compiled one by one
+        _time_kernels_alone()
     elif not any(isinstance(part, torch.fx.GraphModule) for part in module.modules() if part is not module):
         # With one graph alone, what that graph does not read nothing reads. (A function, which copies of the options
         # share: a `functools.partial` would be copied with all weights.)
@@ -61,6 +74,64 @@ def compile_program(program: Path, device: str = "cpu", shapes: Mapping[str, Seq
     with torch.no_grad():
         files = torch._inductor.aot_compile(module, args, kwargs, options=options)
     return [str(file) for file in files]
+
+
+def _traced_at(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    free: dict[str, dict[int, Any] | None] | None,
+) -> tuple[dict[str, torch.Tensor], torch.nn.Module]:
+    """Trace again with an example of other shapes; the example and what was traced."""
+    import torch
+
+    filled = {name: _filled(tensor, shapes[name]) for name, tensor in kwargs.items()}
+    with torch.no_grad():
+        traced = torch.export.export(module, args, filled, dynamic_shapes=free, strict=False)
+    return filled, traced.module(check_guards=False)
+
+
+def free_dimensions(program: torch.export.ExportedProgram) -> dict[str, dict[int, Any] | None]:
+    """By input, the `torch.export.Dim` of each dimension that a program leaves free: one for all that are equal."""
+    from torch.export import Dim
+
+    given = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
+    dims: dict[str, Any] = {}
+    found: dict[str, dict[int, Any] | None] = {}
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name not in given:
+            continue
+        found[node.name] = None
+        for axis, size in enumerate(node.meta["val"].shape):
+            if isinstance(size, int):
+                continue
+            name, allowed = str(size.node.expr), program.range_constraints[size.node.expr]
+            if name not in dims:
+                dims[name] = Dim(name, min=int(allowed.lower), max=int(allowed.upper))
+            found[node.name] = {**(found[node.name] or {}), axis: dims[name]}
+    return found
+
+
+def _time_kernels_alone() -> None:
+    """Let one compilation at a time compare kernels by the clock: beside others it would choose by chance.
+
+    Of those of this user on this machine. Where torch has changed, nothing happens.
+    """
+    from torch._inductor.runtime import triton_heuristics
+
+    tuner: Any = getattr(triton_heuristics, "CachingAutotuner", None)
+    compare = getattr(tuner, "benchmark_all_configs", None)
+    if compare is None:
+        return
+    path = Path(tempfile.gettempdir()) / f"planish-kernels-{os.getuid()}.lock"
+
+    def alone(*given: Any, **named: Any) -> Any:
+        with path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return compare(*given, **named)
+
+    tuner.benchmark_all_configs = alone
 
 
 def _filled(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -91,5 +162,5 @@ def _drop_unread(graph: torch.fx.Graph, module: torch.nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    made = compile_program(Path(sys.argv[1]), sys.argv[3], json.loads(sys.argv[4]))
+    made = compile_program(Path(sys.argv[1]), sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5]))
     Path(sys.argv[2]).write_text(json.dumps(made), encoding="utf-8")

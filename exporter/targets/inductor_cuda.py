@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from exporter.errors import EnvironmentLackError, RequestError, first_line
 from exporter.hardware import fingerprint, gpu
 from exporter.targets import inductor
 from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
-from exporter.targets.cuda import Cuda, CudaSession
+from exporter.targets.cuda import TURNS, Cuda, CudaSession
 from exporter.targets.engines import check_sheet, sheet_of, write_sheet
 from exporter.targets.nvidia import TORCH_WITH_CUDA, NvidiaTarget, torch_cuda
 
@@ -205,14 +206,21 @@ class InductorCuda(NvidiaTarget):
         self.require()
         from torch._inductor.package import package_aoti
 
-        shapes = point_shapes(artifact.signature, how.points) if variant.form == SHAPED else {}
+        points = point_shapes(artifact.signature, how.points)
+        largest = max(points.values(), key=lambda one: sum(map(math.prod, one.values())), default=None)
+        shapes = points if variant.form == SHAPED else {}
         wanted: dict[str, dict[str, list[int]] | None] = {inductor.MODEL: None, **shapes}
         for name in wanted:
             (folder / f"compile-{name}").mkdir()
         with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // CORES_PER_MODEL)) as pool:
             jobs = {
                 name: pool.submit(
-                    inductor.compile_program, artifact.path, folder / f"compile-{name}", device="cuda", shapes=one
+                    inductor.compile_program,
+                    artifact.path,
+                    folder / f"compile-{name}",
+                    device="cuda",
+                    shapes=one,
+                    tuned_for=None if one else largest,
                 )
                 for name, one in wanted.items()
             }
@@ -228,11 +236,12 @@ class InductorCuda(NvidiaTarget):
         return f"pt2-{variant.precision}"
 
     def depends_on(self, variant: Variant, how: BuildHow) -> dict[str, Any]:
-        return {"points": [dict(point) for point in how.points]} if variant.form == SHAPED else {}
+        return {"points": [dict(point) for point in how.points]}
 
     def open(
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
         self.require()
         self.check(artifact, trusted_digests)
-        return InductorCudaSession(artifact, variant.precision, sheet_of(artifact.path)["shapes"])
+        with TURNS.working():
+            return InductorCudaSession(artifact, variant.precision, sheet_of(artifact.path)["shapes"])

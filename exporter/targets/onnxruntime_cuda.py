@@ -21,7 +21,7 @@ from exporter.targets.base import (
     output_shapes,
     register_target,
 )
-from exporter.targets.cuda import WARM_RUNS, GraphBinding, GraphSession
+from exporter.targets.cuda import TURNS, WARM_RUNS, GraphBinding, GraphSession
 from exporter.targets.nvidia import NvidiaTarget
 
 if TYPE_CHECKING:
@@ -104,18 +104,29 @@ class OnnxRuntimeCudaSession(GraphSession):
 
     def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
         super().__init__(artifact)
-        self._precision = precision
+        self._precision, self._threads = precision, threads
         self._numbers = itertools.count(1)
         try:
-            self._session = open_cuda_session(artifact.path, threads, capture=True)
+            self._session = open_cuda_session(artifact.path, threads, capture=not self.refusal)
         except RequestError as error:
+            if self.refusal:
+                raise
             # Where ONNX Runtime would have to leave operators to the processor it captures nothing.
             self._session = open_cuda_session(artifact.path, threads, capture=False)
             self.refusal = str(error.remedy or error.what)
 
     def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
-        number = NOT_CAPTURED if self.refusal else next(self._numbers)
-        return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, number)
+        with TURNS.capturing():
+            if not self.refusal:
+                try:
+                    return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, next(self._numbers))
+                except Exception as error:  # ONNX Runtime has no common base class for its errors
+                    # What uses the GPU in this process without taking turns disturbs a capture, and a session whose
+                    # capture failed fails from then on: another one goes on without.
+                    self._session = open_cuda_session(self.artifact.path, self._threads, capture=False)
+                    self.refusal = first_line(error)
+                    self._often.held.clear()
+            return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, NOT_CAPTURED)
 
     def _bind_once(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
         return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, NOT_CAPTURED)
@@ -201,4 +212,5 @@ class OnnxRuntimeCuda(NvidiaTarget):
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
         self.require()
-        return OnnxRuntimeCudaSession(artifact, variant.precision, threads)
+        with TURNS.working():
+            return OnnxRuntimeCudaSession(artifact, variant.precision, threads)

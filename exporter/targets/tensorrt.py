@@ -10,6 +10,7 @@ from exporter.artifact import Artifact, Variant
 from exporter.hardware import gpu
 from exporter.onnx_files import external_data_name
 from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
+from exporter.targets.cuda import TURNS
 from exporter.targets.engines import sheet_of
 from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.packages import installed_version
@@ -71,7 +72,8 @@ class TensorRtTarget(NvidiaTarget):
         from exporter.targets.tensorrt_session import TensorRtSession
 
         host_code = bool(sheet_of(artifact.path)["options"].get("version_compatible"))
-        return TensorRtSession(artifact, self.module, variant.precision, host_code=host_code)
+        with TURNS.working():
+            return TensorRtSession(artifact, self.module, variant.precision, host_code=host_code)
 
 
 @register_target

@@ -13,8 +13,9 @@ import torch
 from exporter.original import Original, open_original
 from exporter.original.shapes import resize
 from exporter.sources import resolve_source
+from exporter.targets import inductor_compile
 from exporter.targets.inductor import Package
-from exporter.targets.inductor_compile import compile_program
+from exporter.targets.inductor_compile import compile_program, free_dimensions
 from exporter.tasks import get_task
 from exporter.torch_export import export_program, lower_module
 
@@ -115,6 +116,27 @@ def test_a_program_without_example_inputs_cannot_be_compiled(tmp_path: Path) -> 
     torch.export.save(program, path)
     with pytest.raises(ValueError, match="carries no example inputs"):
         compile_program(path)
+
+
+def test_a_program_traced_again_with_a_larger_example_takes_the_same_shapes(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    original = opened("bert", model_folder)
+    program = torch.export.load(str(export_program(original, tmp_path).path))
+    free = free_dimensions(program)
+    assert set(free) == set(program.example_inputs[1])
+    batch, length = (dim.__name__ for dim in free["input_ids"].values())
+    assert all([dim.__name__ for dim in dims.values()] == [batch, length] for dims in free.values())
+    shapes = dict.fromkeys(free, (6, 24))
+    example, module = inductor_compile._traced_at(
+        program.module(check_guards=False), *program.example_inputs, shapes, free
+    )
+    assert {name: tuple(tensor.shape) for name, tensor in example.items()} == shapes
+    for size in (1, 5):
+        given = resize(original.signature.inputs, original.example, {"batch": size, "sequence": size + 2})
+        expected = original.run({name: tensor.numpy() for name, tensor in given.items()})
+        for name, value in module(**given).items():
+            np.testing.assert_allclose(value.numpy(), expected[name], atol=2e-6)
 
 
 @pytest.mark.slow

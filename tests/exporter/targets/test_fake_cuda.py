@@ -11,7 +11,7 @@ import pytest
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec
 from exporter.errors import EnvironmentLackError, RequestError
-from exporter.targets.cuda import MOST_GRAPHS, WARM_RUNS, Cuda, CudaBinding, CudaSession
+from exporter.targets.cuda import MOST_GRAPHS, SWITCH, WARM_RUNS, Cuda, CudaBinding, CudaSession
 from exporter.targets.shape_cache import PATIENCE
 from tests.exporter.targets.fake_cuda import UNWRITTEN, FakeCuda
 
@@ -245,3 +245,16 @@ def test_arrays_that_are_read_only_or_strided_reach_a_fake_gpu_whole() -> None:
     turned = np.asfortranarray(array)
     turned.flags.writeable = False
     np.testing.assert_array_equal(session.run({"x": turned})["y"], 2 * array + 1)
+
+
+def test_a_fake_session_whose_captures_are_switched_off_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    device = FakeCuda()
+    session = FakeSession(device)
+    binding = session.bind(given(2))
+    binding.run()
+    np.testing.assert_array_equal(binding.host_outputs()["y"], 2 * given(2)["x"] + 1)
+    for _ in range(PATIENCE + 1):
+        session.run(given(2))
+    assert not device.captures
+    assert session.graphs() == "not captured: PLANISH_CUDA_GRAPHS is 0"

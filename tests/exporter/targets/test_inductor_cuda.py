@@ -18,7 +18,7 @@ from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSp
 from exporter.digests import file_digest
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets import get_target, inductor, inductor_cuda
-from exporter.targets.base import Availability
+from exporter.targets.base import Availability, BuildHow
 from exporter.targets.engines import FINGERPRINT, write_sheet
 from exporter.targets.inductor_cuda import InductorCudaSession, check_engine, cuda_fingerprint, misfits
 from tests.exporter.targets.fake_cuda import FakeCuda
@@ -268,3 +268,36 @@ def test_what_a_fake_package_ran_in_is_read_from_what_was_compiled(
     monkeypatch.setattr(inductor, "compiled_types", lambda path: frozenset(kinds))
     session = InductorCudaSession(Artifact(tmp_path / "model.pt2", "pt2", SIGNATURE, InputContract()), precision)
     assert session.executed()["precision"] == told
+
+
+@pytest.mark.parametrize(("form", "models"), [(None, {}), ("shaped", {"point0": [1, 8], "point1": [4, 16]})])
+def test_kernels_for_all_shapes_are_chosen_at_the_largest_operating_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str | None, models: dict[str, list[int]]
+) -> None:
+    """Without a GPU: what is compiled is pretended, how it is asked for is not."""
+    import torch._inductor.package
+
+    signature = Signature(
+        (TensorSpec("ids", "int64", ("batch", "sequence")),),
+        (TensorSpec("y", "float32", ("batch",)),),
+        (Axis("batch", 1, 8), Axis("sequence", 1, 64)),
+    )
+    asked: dict[str, Any] = {}
+
+    def compiles(program: Path, folder: Path, **how: Any) -> list[str]:
+        asked[folder.name] = how
+        return []
+
+    monkeypatch.setattr(inductor, "compile_program", compiles)
+    monkeypatch.setattr(inductor_cuda, "_probe", lambda package: None)
+    monkeypatch.setattr(inductor_cuda.InductorCuda, "availability", lambda *given: Availability(True))
+    monkeypatch.setattr(torch._inductor.package, "package_aoti", lambda path, files: Path(path).write_bytes(b"code"))
+    points = ({"batch": 1, "sequence": 8}, {"batch": 4, "sequence": 16})
+    target, variant = get_target("inductor-cuda"), Variant("inductor-cuda", "fp16", form)
+    target.build(Artifact(tmp_path / "p.pt2", "pt2", signature, InputContract()), variant, tmp_path, BuildHow(points))
+    assert asked.pop("compile-model") == {"device": "cuda", "shapes": None, "tuned_for": {"ids": [4, 16]}}
+    assert asked == {
+        f"compile-{name}": {"device": "cuda", "shapes": {"ids": shape}, "tuned_for": None}
+        for name, shape in models.items()
+    }
+    assert target.depends_on(variant, BuildHow(points)) != target.depends_on(variant, BuildHow(points[:1]))

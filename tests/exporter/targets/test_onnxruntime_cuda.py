@@ -9,10 +9,11 @@ import pytest
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
 from exporter.errors import EnvironmentLackError, RequestError
-from exporter.targets import get_target
+from exporter.targets import get_target, onnxruntime_cuda
 from exporter.targets.base import Availability
 from exporter.targets.onnxruntime_cuda import (
     CUDA_PROVIDER,
+    NOT_CAPTURED,
     OnnxRuntimeCuda,
     OnnxRuntimeCudaSession,
     nodes_by_provider,
@@ -55,6 +56,48 @@ def test_neither_a_session_nor_the_target_falls_back_to_the_processor(
         OnnxRuntimeCudaSession(artifact, "fp16", 1)
     with pytest.raises(EnvironmentLackError, match="CPUExecutionProvider instead"):
         get_target("onnxruntime-cuda").open(artifact, Variant("onnxruntime-cuda", "fp16"), threads=1)
+
+
+class DisturbedOrt:
+    """Stands for a session of ONNX Runtime on a GPU: one that captures, and whose capture another thread disturbs."""
+
+    def __init__(self, capture: bool) -> None:
+        self.capture = capture
+
+
+def test_after_a_disturbed_capture_a_fake_session_goes_on_without(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def opens(path: Path, threads: int, *, capture: bool) -> DisturbedOrt:
+        opened.append(DisturbedOrt(capture))
+        return opened[-1]
+
+    def binds(session: DisturbedOrt, artifact: Artifact, arrays: object, number: int) -> tuple[DisturbedOrt, int]:
+        if session.capture and number != NOT_CAPTURED:
+            raise RuntimeError("CUDA failure 901: operation failed due to a previous error during capture\nmore")
+        return session, number
+
+    monkeypatch.setattr(onnxruntime_cuda, "open_cuda_session", opens)
+    monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaBinding", binds)
+    session = OnnxRuntimeCudaSession(artifact, "fp32", 1)
+    assert session.graphs() == "captured"
+    for _ in range(2):
+        assert session.bind({"x": np.zeros((2, 4), np.float32)}) == (opened[1], NOT_CAPTURED)
+    assert [one.capture for one in opened] == [True, False]
+    assert session.graphs() == (
+        "not captured: CUDA failure 901: operation failed due to a previous error during capture"
+    )
+
+
+def test_captures_can_be_switched_off(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(onnxruntime_cuda, "open_cuda_session", lambda *given, capture: asked.append(capture))
+    monkeypatch.setenv("PLANISH_CUDA_GRAPHS", "0")
+    session = OnnxRuntimeCudaSession(artifact, "fp32", 1)
+    assert asked == [False]
+    assert session.graphs() == "not captured: PLANISH_CUDA_GRAPHS is 0"
 
 
 def test_a_file_that_is_no_model_is_a_readable_error(artifact: Artifact) -> None:
