@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -38,8 +38,10 @@ DEVICE = "cuda"
 ODD = (3, 17)
 """A shape that nothing was compiled or warmed up for."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-PROGRAMS = ("fp32", "fp16", "bf16")
-"""The precisions that PyTorch itself lowers a model to."""
+PROGRAMS = {MINILM: ("fp32", "fp16", "bf16"), BERT_BASE: ("fp32", "fp16")}
+"""By model, the precisions that PyTorch itself lowers it to: fewer where each takes longer."""
+EVERY_FORM = ("fp16",)
+"""The precisions of which the forms on demand are made too."""
 TARGETS = ("onnxruntime-cuda", "inductor-cuda", "tensorrt", "tensorrt-rtx")
 BASELINES = {
     "eager": {"opener": "open_eager", "precision": "fp32"},
@@ -54,8 +56,8 @@ PARALLEL = 8
 THREADS_TOGETHER = 4
 RUNS_TOGETHER = 100
 """Of each thread for each shape: more than a session waits for until it captures one."""
-LATENCY_SECONDS = 30.0
-STEP_SECONDS = 240
+LATENCY_SECONDS = 20.0
+STEP_SECONDS = 300
 """A step that takes longer is given up."""
 
 
@@ -259,12 +261,12 @@ def prepare(name: str, place: str) -> dict[str, Any]:
         fp32 = folder / "onnx" / "model.onnx"
         optimize(raw.path, fp32, contract=raw.contract, samples=small, fuse=False)
         files["onnx-fp32"] = str(fp32)
-        files.update(_halves(fp32, raw, small))
+        files.update(_halves(fp32, raw, small, [half for half in PROGRAMS[name] if half != "fp32"]))
         if {"tensorrt", "tensorrt-rtx"} - set(skipped):
             files.update(_quantized(fp32, small))
         signature, contract = raw.signature, raw.contract
     if "inductor-cuda" not in skipped:
-        for precision in PROGRAMS:
+        for precision in PROGRAMS[name]:
             made = export_program(open_described(described), folder / f"program-{precision}", precision=precision)
             files[f"pt2-{precision}"] = str(made.path)
             signature, contract = made.signature, made.contract
@@ -272,7 +274,9 @@ def prepare(name: str, place: str) -> dict[str, Any]:
     for target_name, target in targets().items():
         if target_name not in TARGETS or target_name in skipped:
             continue
-        for variant in target.variants(PRECISIONS):
+        for variant in (*target.variants(PRECISIONS), *target.variants(EVERY_FORM, every_form=True)):
+            if variant.id in variants:
+                continue
             if target.ingredient(variant) in files:
                 variants.append(variant.id)
                 builds += [] if target.portable else [variant.id]
@@ -356,13 +360,13 @@ def _errors(outputs: Mapping[str, Any], references: Mapping[str, Any], arrays: M
     return found
 
 
-def _halves(fp32: Path, raw: Any, samples: list[Any]) -> dict[str, str]:
+def _halves(fp32: Path, raw: Any, samples: list[Any], precisions: Sequence[Any]) -> dict[str, str]:
     from calibration.half_ranges import collect_half_ranges
     from exporter.precision.half import convert
 
     ranges = collect_half_ranges(fp32, samples, threads=4).ranges
     files = {}
-    for precision in ("fp16", "bf16"):
+    for precision in precisions:
         path = fp32.with_name(f"model_{precision}.onnx")
         convert(fp32, path, precision=precision, contract=raw.contract, ranges=ranges)
         files[f"onnx-{precision}"] = str(path)
@@ -562,7 +566,7 @@ def _variant(place: str, variant_id: str, *, built: bool = False) -> tuple[Any, 
     plan = _plan(place)
     name = max((name for name in targets() if variant_id.startswith(f"{name}-")), key=len)
     target = targets()[name]
-    variant = next(one for one in target.variants(PRECISIONS) if one.id == variant_id)
+    variant = next(one for one in target.variants(PRECISIONS, every_form=True) if one.id == variant_id)
     ingredient = target.ingredient(variant)
     path, kind = Path(plan["files"][ingredient]), ingredient.partition("-")[0]
     if built and not target.portable:
