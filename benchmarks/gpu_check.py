@@ -160,12 +160,12 @@ def check(asked: argparse.Namespace, work: Path, keep: Callable[[Mapping[str, An
 
 def sound(model: Mapping[str, Any]) -> bool:
     """Whether something ran, and all that ran is right and was timed."""
-    kinds = (model.get(kind, {}) for kind in ("parity", "together"))
-    verdicts = [record.get("verdict") for records in kinds for record in records.values()]
+    compared, together = model.get("parity", {}), model.get("together", {})
+    verdicts = [record.get("verdict") for record in (*compared.values(), *together.values())]
     latency = model.get("latency", {"error": "not timed"})
     workers = {**latency.get("baselines", {}), **latency.get("variants", {})}
     timed = "error" not in latency and all(worker["error"] is None for worker in workers.values())
-    return not model["error"] and not model["failed"] and timed and bool(verdicts) and set(verdicts) == {"passed"}
+    return not model["error"] and not model["failed"] and timed and bool(compared) and set(verdicts) == {"passed"}
 
 
 def _made(name: str, folder: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:

@@ -62,6 +62,10 @@ class Model:
             threading.Lock() if self.task.modality == "text" else nullcontext()
         )
 
+    def __repr__(self) -> str:
+        opened = ", ".join(self.opened) or "nothing opened yet"
+        return f"<Model {self.bundle.path} for {self.task.name}: {opened}>"
+
     @property
     def notes(self) -> list[str]:
         """What fell back to what, and why."""

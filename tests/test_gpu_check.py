@@ -58,6 +58,7 @@ def test_the_table_is_of_the_figures_beside_it(path: Path, script: ModuleType) -
 
 def test_what_failed_is_not_sound(script: ModuleType) -> None:
     model = next(iter(json.loads(RESULTS[-1].read_text(encoding="utf-8"))["models"].values()))
+    model["together"] = {"a": {"verdict": "passed"}}
     assert script.sound(model)
 
     def changed(**values: Any) -> Mapping[str, Any]:

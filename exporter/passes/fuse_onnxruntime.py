@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import InternalError
@@ -13,6 +15,13 @@ if TYPE_CHECKING:
 
 STANDARD_DOMAINS = frozenset(("", "ai.onnx.ml"))
 FUSED_DOMAIN = "com.microsoft"
+
+
+def can_fuse() -> bool:
+    """Whether the installed transformers has the fusions; nothing of it is imported."""
+    found = importlib.util.find_spec("transformers")
+    folders = (found and found.submodule_search_locations) or []
+    return any((Path(folder) / "exporters" / "onnxruntime_fusions.py").is_file() for folder in folders)
 
 
 class FuseForOnnxRuntime(Pass):

@@ -24,8 +24,8 @@ from exporter.targets.nvidia import TORCH_WITH_CUDA, NvidiaTarget, torch_cuda
 PROBE_SECONDS = 300
 SHAPED = "shaped"
 """The form that has a model for each operating point, compiled for its shapes alone, beside the one for all. Each has
-its own weights. On an H100 it was level with the one for all on MiniLM and at 1x32, and 1.06 times as fast on an
-encoder of BERT-base's size at 32x128 (benchmarks/results/gpu-2026-11-26.md)."""
+its own weights. On an H100 it was 1.02 and 1.03 times as fast as the one for all on MiniLM at 1x32 and 32x128, and 1.03
+and 1.01 times on an encoder of BERT-base's size (benchmarks/results/gpu-2026-11-26.md)."""
 CORES_PER_MODEL = 4
 """So many models are compiled at a time that each has these."""
 

@@ -201,6 +201,14 @@ class OnnxRuntimeCpu(Target):
             return Availability(False, "onnxruntime is not installed", "pip install 'planish[cpu]'")
         return Availability(True, versions={"onnxruntime": found})
 
+    def buildable(self, variant: Variant) -> Availability:
+        from exporter.passes.fuse_onnxruntime import can_fuse
+
+        if "fused" in (variant.form or "").split("-") and not can_fuse():
+            told = f"transformers {installed_version('transformers')} has no fusions for ONNX Runtime"
+            return Availability(False, told, "pip install --upgrade transformers")
+        return self.availability(variant)
+
     def build(self, artifact: Artifact, variant: Variant, folder: Path, how: BuildHow = PLAINLY) -> list[Path]:
         return []
 

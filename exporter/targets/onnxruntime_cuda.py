@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -100,12 +102,18 @@ class OnnxRuntimeCudaBinding(GraphBinding):
 
 
 class OnnxRuntimeCudaSession(GraphSession):
-    """An ONNX file opened by ONNX Runtime on the GPU. One run at a time."""
+    """An ONNX file opened by ONNX Runtime on the GPU. One run at a time.
+
+    ONNX Runtime keeps what it captured by thread: another thread that runs the same binding captures it again, in the
+    middle of what others do. So `run` works in one thread, the session's own, whoever calls it. What somebody bound is
+    captured in the thread that bound it, and is to be run there.
+    """
 
     def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
         super().__init__(artifact)
         self._precision, self._threads = precision, threads
         self._numbers = itertools.count(1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="planish-onnxruntime-cuda")
         try:
             self._session = open_cuda_session(artifact.path, threads, capture=not self.refusal)
         except RequestError as error:
@@ -114,6 +122,14 @@ class OnnxRuntimeCudaSession(GraphSession):
             # Where ONNX Runtime would have to leave operators to the processor it captures nothing.
             self._session = open_cuda_session(artifact.path, threads, capture=False)
             self.refusal = str(error.remedy or error.what)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        return self._thread.submit(super().run, inputs).result()
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it was closed before
+            self._thread.submit(super().close).result()  # what was captured is let go where it was
+        self._thread.shutdown()
 
     def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
         with TURNS.capturing():

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.artifact import InputContract
+from exporter.artifact import InputContract, Variant
 from exporter.errors import RequestError
 from exporter.onnx_files import load_model, save_model
-from exporter.passes import PassContext, default_pipeline, optimize, run_pass
-from exporter.passes.fuse_onnxruntime import FUSED_DOMAIN, FuseForOnnxRuntime, is_portable
+from exporter.passes import PassContext, default_pipeline, fuse_onnxruntime, optimize, run_pass
+from exporter.passes.fuse_onnxruntime import FUSED_DOMAIN, FuseForOnnxRuntime, can_fuse, is_portable
+from exporter.targets import get_target
 from tests.exporter.passes.builders import outputs
 from tests.exporter.passes.conftest import text_samples
 
@@ -144,3 +145,21 @@ def test_bad_requests_leave_nothing(bert_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="does not exist"):
         optimize(tmp_path / "none.onnx", out, contract=ATTENDS, samples=text_samples())
     assert not list(out.parent.glob("*")) if out.parent.exists() else True
+
+
+def test_where_transformers_has_no_fusions_a_fused_form_cannot_be_made_and_all_else_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = get_target("onnxruntime-cpu")
+    forms = {
+        "fused": Variant("onnxruntime-cpu", "fp32", "fused"),
+        "dynamic-fused": Variant("onnxruntime-cpu", "int8", "dynamic-fused"),
+        "": Variant("onnxruntime-cpu", "fp32"),
+    }
+    assert can_fuse()
+    assert all(target.buildable(variant).available for variant in forms.values())
+    monkeypatch.setattr(fuse_onnxruntime, "can_fuse", lambda: False)
+    found = {form: target.buildable(variant) for form, variant in forms.items()}
+    assert {form for form, state in found.items() if state.available} == {""}
+    assert "has no fusions for ONNX Runtime" in found["fused"].reason
+    assert "transformers" in found["fused"].remedy

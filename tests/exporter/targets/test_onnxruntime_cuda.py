@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSp
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets import get_target, onnxruntime_cuda
 from exporter.targets.base import Availability
+from exporter.targets.cuda import GraphBinding
 from exporter.targets.onnxruntime_cuda import (
     CUDA_PROVIDER,
     NOT_CAPTURED,
@@ -19,6 +23,7 @@ from exporter.targets.onnxruntime_cuda import (
     nodes_by_provider,
     open_cuda_session,
 )
+from exporter.targets.shape_cache import PATIENCE
 
 ort = pytest.importorskip("onnxruntime")
 SIGNATURE = Signature(
@@ -89,6 +94,54 @@ def test_after_a_disturbed_capture_a_fake_session_goes_on_without(
     assert session.graphs() == (
         "not captured: CUDA failure 901: operation failed due to a previous error during capture"
     )
+
+
+def test_all_runs_of_a_fake_session_are_in_the_thread_that_captures_them(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime, which keeps graphs by thread, is pretended; threads are not."""
+    seen: dict[str, set[int]] = {"captured": set(), "launched": set()}
+
+    class Pretended(GraphBinding):
+        def __init__(self, session: object, artifact: Artifact, arrays: dict[str, np.ndarray], number: int) -> None:
+            self.arrays = arrays
+            if number != NOT_CAPTURED:
+                seen["captured"].add(threading.get_ident())
+
+        def refill(self, arrays: Mapping[str, np.ndarray]) -> None:
+            self.arrays = dict(arrays)
+
+        def launch(self) -> None:
+            seen["launched"].add(threading.get_ident())
+
+        def wait(self) -> None:
+            pass
+
+        def queued_seconds(self, runs: int) -> float:
+            return 0.0
+
+        def outputs(self) -> dict[str, np.ndarray]:
+            return {"y": self.arrays["x"] + 1}
+
+    monkeypatch.setattr(onnxruntime_cuda, "open_cuda_session", lambda *given, capture: object())
+    monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaBinding", Pretended)
+    session = OnnxRuntimeCudaSession(artifact, "fp32", 1)
+
+    def work(number: int) -> None:
+        for _ in range(PATIENCE):
+            given = np.full((1 + number % 2, 4), number, np.float32)
+            np.testing.assert_array_equal(session.run({"x": given})["y"], given + 1)
+
+    with ThreadPoolExecutor(4) as pool:
+        for job in [pool.submit(work, number) for number in range(4)]:
+            job.result(timeout=60)
+    assert len(seen["captured"]) == 1
+    assert seen["captured"] == seen["launched"]
+    assert threading.get_ident() not in seen["launched"]
+    with pytest.raises(RequestError):
+        session.run({"y": np.zeros((1, 4), np.float32)})
+    session.close()
+    session.close()
 
 
 def test_captures_can_be_switched_off(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
