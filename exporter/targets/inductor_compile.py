@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -67,10 +69,16 @@ def compile_program(
     if device != "cpu":
         options["compile_threads"] = min(MOST_THREADS, len(os.sched_getaffinity(0)))  # kernels are compiled one by one
         _time_kernels_alone()
-    elif not any(isinstance(part, torch.fx.GraphModule) for part in module.modules() if part is not module):
-        # With one graph alone, what that graph does not read nothing reads. (A function, which copies of the options
-        # share: a `functools.partial` would be copied with all weights.)
-        options["post_grad_custom_post_pass"] = lambda graph: _drop_unread(graph, module)
+    else:
+        # With one graph alone, what that graph does not read nothing reads.
+        alone = not any(isinstance(part, torch.fx.GraphModule) for part in module.modules() if part is not module)
+
+        def tidied(graph: torch.fx.Graph) -> None:  # a function: copies of the options share it, and not all weights
+            _merge_equal(graph)
+            if alone:
+                _drop_unread(graph, module)
+
+        options["post_grad_custom_post_pass"] = tidied
     with torch.no_grad():
         files = torch._inductor.aot_compile(module, args, kwargs, options=options)
     return [str(file) for file in files]
@@ -140,20 +148,54 @@ def _filled(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return tensor.repeat(times)[tuple(slice(0, wanted) for wanted in shape)].contiguous()
 
 
+def _merge_equal(graph: torch.fx.Graph) -> None:
+    """Read weights that are equal, byte by byte, from one place: layers that share theirs have one packed set too."""
+    first: dict[Any, torch.fx.Node] = {}
+    for node in list(graph.find_nodes(op="get_attr")):
+        tensor = _constant(graph, node)
+        if tensor is None:
+            continue
+        layout = (str(tensor.device), tensor.dtype, tuple(tensor.shape), tensor.layout)
+        strides = () if tensor.is_mkldnn else tensor.stride()
+        kept = first.setdefault((*layout, strides, hashlib.sha256(_bytes(tensor)).digest()), node)
+        if kept is not node:
+            node.replace_all_uses_with(kept)
+            graph.erase_node(node)
+
+
+def _constant(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.Tensor | None:
+    """The tensor that a node reads from the graph's module; ``None`` where it reads another thing."""
+    import torch
+    from torch._subclasses import FakeTensor
+
+    value: Any = graph.owning_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part, None)
+    return value if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) else None
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """What a tensor holds: of one that oneDNN has packed, in its own layout, preceded by nothing."""
+    import torch
+
+    if tensor.is_mkldnn:
+        begin, size = int(torch.ops.mkldnn.data_ptr(tensor)), int(torch.ops.mkldnn._nbytes(tensor))
+        return memoryview((ctypes.c_uint8 * size).from_address(begin))
+    held = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(held.view(torch.uint8).numpy() if held.numel() else b"")
+
+
 def _drop_unread(graph: torch.fx.Graph, module: torch.nn.Module) -> None:
     """Let go of the weights that the frozen graph does not read, having packed copies of its own."""
     import torch
     from torch._subclasses import FakeTensor
 
-    frozen = graph.owning_module
     read = set()
     for node in graph.find_nodes(op="get_attr"):
-        value: Any = frozen
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        if isinstance(value, torch.Tensor) and not value.is_mkldnn:
+        value = _constant(graph, node)
+        if value is not None and not value.is_mkldnn:
             read.add(value.untyped_storage().data_ptr())
-    for owner in (frozen, module):
+    for owner in (graph.owning_module, module):
         for tensor in (*owner.parameters(), *owner.buffers()):
             if isinstance(tensor, FakeTensor) or tensor.is_mkldnn:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,38 @@ def test_an_optimized_graph_has_shared_weights_once(teacher: Teacher, tmp_path: 
     ups = [shape for shape in shapes if shape in ((32, 64), (64, 32))]
     assert len(squares) == 2 * 4 + 1, "query, key, value and output of two sets of weights, and the pooler"
     assert len(ups) == 2 * 2 + 1, "the feed-forward blocks, and the positions"
+
+
+@pytest.mark.slow
+def test_a_compiled_engine_has_shared_weights_once_and_says_the_same(teacher: Teacher, tmp_path: Path) -> None:
+    """oneDNN packs the weights of each product for itself: packed ones that are equal are stored once too."""
+    import zipfile
+
+    from torch._inductor.package import package_aoti
+
+    from exporter.original.open import open_original
+    from exporter.targets import get_target, inductor
+    from exporter.torch_export import export_program
+
+    if not (state := get_target("inductor-cpu").availability()).available:
+        pytest.skip(state.reason)
+    share(arguments(teacher.folder, tmp_path, {"layers": 1}))
+    original = open_original(resolve_source(str(tmp_path / MODEL)), get_task("text-classification"))
+    inputs = {name: value.numpy() for name, value in original.example.items()}
+    wanted = original.run(inputs)
+    artifact = export_program(original, tmp_path / "program")
+    package = tmp_path / "model.pt2"
+    package_aoti(str(package), inductor.compile_program(artifact.path, tmp_path))
+    with zipfile.ZipFile(package) as archive:
+        (source,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".wrapper.cpp"))
+    sizes = [int(size) for size in re.findall(r"constants_info_\[\d+\]\.data_size = (\d+)", source)]
+    unique, all_of_them = (list(opened(folder).parameters()) for folder in (tmp_path / MODEL, teacher.folder))
+    assert len(unique) < len(all_of_them) / 2
+    assert 0 < len(sizes) <= len(unique) + 2, "and what the graph computes from them once"
+    engine = inductor.Package(package)
+    tensors = [original.example[name] for name in engine.inputs]
+    for name, value in zip(engine.outputs, engine.run(tensors), strict=True):
+        torch.testing.assert_close(value, torch.from_numpy(wanted[name]), rtol=1e-4, atol=1e-5)
 
 
 def untied(folder: Path) -> Path:
