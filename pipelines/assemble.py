@@ -294,6 +294,7 @@ def report(results: Results, written: Manifest, sizes: Mapping[str, int]) -> dic
         entry["gates"] = judged.gates
         entry["bytes"] = sum(sizes[name] for name in entry["files"] if name in sizes) or None
         entry["points"] = _points(judged.timing)
+        entry["device"] = judged.timing.get("device") or {}
     if results.compression is not None:
         document["compression"] |= {"steps": brief_steps(results.compression.evidence["steps"])}
     race = results.race

@@ -79,6 +79,18 @@ def milliseconds(value: Any) -> str:
     return significant(value)
 
 
+def millijoules(value: Any) -> str:
+    """Joules as millijoules with three significant digits: 28.2 mJ."""
+    x = number(value)
+    return NOTHING if x is None else f"{significant(1e3 * x)} mJ"
+
+
+def watts(value: Any) -> str:
+    """Whole watts: 166 W."""
+    x = number(value)
+    return NOTHING if x is None else f"{x:.0f} W"
+
+
 def size(value: Any) -> str:
     """Bytes in decimal units with three significant digits: 90.9 MB."""
     x = number(value)

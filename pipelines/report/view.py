@@ -199,6 +199,32 @@ class ReportView:
         return tables
 
     @cached_property
+    def device_rows(self) -> list[tuple[str, list[TimedRow]]]:
+        """Per operating point what a GPU did when it was kept busy, the most runs a second first; empty without one."""
+        timed: list[tuple[str, Mapping[str, Any], list[str]]] = [
+            (baselines.label(name), data, []) for name, data in self.baselines.items()
+        ]
+        timed += [(variant.id, variant.data, variant.selected_for) for variant in self.variants]
+        tables = []
+        for name in self.points:
+            rows = []
+            for label, data, chosen in timed:
+                figures = mapping(data, "device", "points", name)
+                if number(figures.get("runs_per_s")) is None:
+                    continue
+                tone = "baseline" if data in self.baselines.values() else "chosen" if name in chosen else "plain"
+                rows.append(TimedRow(label, {**figures, "memory_bytes": dig(data, "device", "memory_bytes")}, tone))
+            if rows:
+                tables.append((name, sorted(rows, key=lambda row: -(number(row.figures["runs_per_s"]) or 0.0))))
+        return tables
+
+    @cached_property
+    def device_reasons(self) -> list[str]:
+        """Why sensors of a GPU could not be read."""
+        told = [dig(data, "device", "reason") for data in (*self.baselines.values(), *(v.data for v in self.variants))]
+        return list(dict.fromkeys(str(reason) for reason in told if reason))
+
+    @cached_property
     def untimed(self) -> list[tuple[str, str]]:
         """Variants that ran but have no timing, with the reason."""
         reasons = {v.id: dig(v.data, "gates", "latency", "reason") for v in self.variants if v.status != "skipped"}

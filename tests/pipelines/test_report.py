@@ -334,6 +334,31 @@ def test_what_could_not_be_timed_is_named_with_its_reason() -> None:
     assert "Not timed: onnxruntime-cpu-fp16. the worker crashed (SIGSEGV)" in Page(render_html(report)).text
 
 
+def test_what_a_gpu_did_when_kept_busy_is_shown_with_the_most_runs_first() -> None:
+    assert "The GPU kept busy" not in Page(render_html(full())).text
+    report = full()
+    names = ("energy_j", "power_w", "run_ms", "runs_per_s")
+    name = ReportView(report).points[0]
+    for number, figures in enumerate([(0.0282, 166, 0.166, 5869.0), (1.61, 501.4, 3.38, 311.0)]):
+        points = {name: dict(zip(names, figures, strict=True))}
+        report["variants"][number]["device"] = {"memory_bytes": 1_115_684_864, "points": points, "reason": ""}
+    report["baselines"]["eager"]["device"] = {
+        "memory_bytes": None,
+        "points": {name: {"run_ms": 1.0, "runs_per_s": 1000.0, "energy_j": None, "power_w": None}},
+        "reason": "NVML was not found",
+    }
+    view = ReportView(report)
+    assert [[row.label for row in rows] for _, rows in view.device_rows] == [
+        [report["variants"][0]["id"], "eager PyTorch", report["variants"][1]["id"]]
+    ]
+    text = Page(render_html(report)).text
+    told = text[text.index("The GPU kept busy") :]
+    assert re.search(r"0\.166\s+5\.87 k\s+28\.2 mJ\s+166 W\s+1\.12 GB", told)
+    assert re.search(r"1\.00\s+1\.00 k\s+–\s+–\s+–", told)
+    assert re.search(r"3\.38\s+311\s+1,610 mJ\s+501 W\s+1\.12 GB", told)
+    assert "Sensors: NVML was not found" in told
+
+
 def test_consistency_between_alone_and_in_a_batch_is_shown() -> None:
     report = full()
     report["variants"][1]["gates"]["parity"]["consistency"] = [

@@ -148,6 +148,10 @@ def test_on_a_fake_gpu_the_faster_way_to_capture_is_kept(
     assert told["cuda_graphs"] == "captured"
     assert told["median_ms_at_first_shape"] == {"reduce-overhead": 2000.0, "captured": 1000.0}
     assert len(session.device.captures) == 2  # once to choose, once for the run
+    other = {name: value[::-1].copy() for name, value in inputs.items()}
+    for name, value in session.run(other).items():
+        np.testing.assert_allclose(value, wanted[name][::-1], atol=2e-6)
+    assert len(session.device.captures) == 2, "the same shapes are captured once"
 
 
 def test_an_unknown_way_to_capture_is_refused(arguments: dict[str, Any]) -> None:
