@@ -135,6 +135,14 @@ class Recover(Training):
     teacher: Bool = True
     loss: Loss = Loss()
 
+    @model_validator(mode="after")
+    def _from_whom(self) -> Recover:
+        terms = ("soft", "hidden", "attention", "relations", "cosine", "embedding")
+        asked = [name for name in terms if getattr(self.loss, name)]
+        if asked and not self.teacher:
+            raise Wrong("there is no teacher to learn this from", ", ".join(asked), "Set teacher to true", "loss")
+        return self
+
 
 class Prune(Section):
     """Remove what matters least. One kind a step: weights, or heads, neurons and layers, or tokens.

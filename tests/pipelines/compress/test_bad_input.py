@@ -88,6 +88,11 @@ RECIPES: list[tuple[dict[str, Any], str, str, str]] = [
         "there is nothing to learn from", "0", "Give one of the terms a weight above 0",
     ),
     (
+        {"steps": [{"prune": {"heads": 0.5, "recover": {"teacher": False, "loss": {"soft": 0.7, "cosine": 1}}}}],
+         "data": "t.csv"},
+        "there is no teacher to learn this from", "soft, cosine", "Set teacher to true",
+    ),
+    (
         {"steps": ["finetune"], "data": "t.csv", "max_drop": 3, "max_drop_worst": 1},
         "out of range", "1", "at least max_drop, 3.0",
     ),
