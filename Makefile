@@ -76,7 +76,7 @@ example-topics: $(CORPORA) ## The same for news in five topics
 	$(BIN)/planish run examples/topics/recipe.yaml $(if $(OUT),--out $(OUT)) $(ARGS)
 
 test: $(CORPORA) ## Run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## Style, types and import directions
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.cli import run_command
 from pipelines.locks import FileLock
-from tests.pipelines.jobs import TEXTS, export, texts_file
+from tests.pipelines.jobs import ENCODER, TEXTS, export, texts_file
 
 Folders = Callable[..., Path]
 
@@ -49,11 +49,19 @@ def labelled_texts(common: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def hostile(model_folder: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of which the product behind the first layer's attention is lost in INT8 and INT4, and no other."""
+    from tests.pipelines.planted import plant_outliers
+
+    return plant_outliers(model_folder("bert"), tmp_path_factory.mktemp("hostile") / "bert", (0,), 1, 1e4)
+
+
+@pytest.fixture(scope="session")
 def bundle(model_folder: Folders, cache: Path, texts: Path, common: Path) -> Path:
     """A sentence encoder for ONNX Runtime, its weights included, made by an undisturbed run."""
 
     def make(out: Path) -> None:
-        done = export(model_folder("bert"), out, cache, "include_source=true", options=["--data", texts])
+        done = export(model_folder("bert"), out, cache, *ENCODER, options=["--data", texts])
         assert done.returncode == 0, done.stderr
 
     return _once(common / "encoder", make)

@@ -1,8 +1,12 @@
-"""A model whose attention scores leave the range of FP16, while its inputs and outputs fit easily."""
+"""Models that lose where others do not: by attention scores beyond FP16, by outliers that coarse steps drown."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 
 WIDTH = 32
 LOUDNESS = 100.0
@@ -29,3 +33,23 @@ def loud_attention() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return LoudAttention().eval(), {"x": torch.randn(2, 12, WIDTH)}
+
+
+def plant_outliers(
+    folder: Path, made: Path, layers: tuple[int, ...], channels: int, factor: float, scale: float = 20
+) -> Path:
+    """A BERT whose attention hands on some channels `factor` times as large, which are read as much smaller: in a range
+    with them the others are lost. With `scale` 1 it computes the same; a random one needs its attention louder.
+    """
+    shutil.copytree(folder, made)
+    weights = load_file(made / "model.safetensors")
+    prefix = next(iter(name for name in weights if "encoder.layer.0." in name)).partition("encoder.layer.")[0]
+    for layer in layers:
+        attention = f"{prefix}encoder.layer.{layer}.attention."
+        weights[f"{attention}self.value.weight"] *= scale
+        weights[f"{attention}output.dense.weight"] *= scale
+        weights[f"{attention}self.value.weight"][:channels] *= factor
+        weights[f"{attention}self.value.bias"][:channels] *= factor
+        weights[f"{attention}output.dense.weight"][:, :channels] /= factor
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    return made

@@ -18,7 +18,7 @@ from pipelines.cli import run_command
 from pipelines.plan import refuse_unoffered
 from pipelines.recipe import Recipe
 from tests.models import make_model
-from tests.pipelines.jobs import digests, settings, texts_file
+from tests.pipelines.jobs import ENCODER, digests, settings, texts_file
 
 Folders = Callable[..., Path]
 Refused = Callable[..., dict[str, Any]]
@@ -454,7 +454,7 @@ def test_an_output_folder_of_another_source_or_recipe(
     refused: Refused, bundle: Path, texts: Path, model_folder: Folders, work: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(bundle, work / "out")
-    same = [*settings("include_source=true"), "--data", texts, "--out", out]
+    same = [*settings(*ENCODER), "--data", texts, "--out", out]
     other = make_model("bert", tmp_path / "other", seed=1)
     assert "another source" in refused("export", other, *same)["what"]
     assert "another recipe" in refused("export", model_folder("bert"), "--out", out)["what"]

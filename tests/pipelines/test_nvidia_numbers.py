@@ -23,7 +23,6 @@ from pipelines.quantizing import needs
 from pipelines.recipe import Recipe
 from pipelines.stages.check import as_asked
 from tests.pipelines.jobs import export, manifest, planish, texts_file
-from tests.pipelines.test_int8 import plant_outliers
 
 Folders = Callable[..., Path]
 NVIDIA = ("targets=[onnxruntime-cpu, tensorrt, tensorrt-rtx]", "precisions=[fp32, int8, fp8]")
@@ -118,9 +117,8 @@ def test_bundle_with_int8_and_fp8_for_tensorrt(model_folder: Folders, cache: Pat
 
 @pytest.mark.slow
 @without_driver
-def test_a_search_keeps_the_planted_layer(model_folder: Folders, cache: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_search_keeps_the_planted_layer(hostile: Path, cache: Path, texts: Path, tmp_path: Path) -> None:
     """One file for both targets, whose numbers ONNX Runtime finds good; neither can run it here."""
-    hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
     out = tmp_path / "out"
     asked = ("targets=[onnxruntime-cpu, tensorrt, tensorrt-rtx]", "precisions=[fp32, int8]")
     done = export(hostile, out, cache, *asked, options=["--data", texts])
@@ -148,9 +146,8 @@ def test_a_search_keeps_the_planted_layer(model_folder: Folders, cache: Path, te
 @pytest.mark.slow
 @without_driver
 def test_numbers_that_are_bad_fail_the_variant_and_nothing_else(
-    model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
+    hostile: Path, cache: Path, texts: Path, tmp_path: Path
 ) -> None:
-    hostile = plant_outliers(model_folder("bert"), tmp_path / "hostile", (0,), 1, 1e4)
     out = tmp_path / "out"
     asked = (*NVIDIA, "calibration.search=false", "forms=all")
     done = export(hostile, out, cache, *asked, options=["--data", texts])

@@ -41,7 +41,8 @@ def test_an_onnx_source_is_timed_against_itself(
     source: Path, bundle: Path, texts: Path, here: Here, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    status, shown, log = here("export", source, "--out", out, "--data", texts, *settings())
+    asked = settings("latency.baselines=[eager]")
+    status, shown, log = here("export", source, "--out", out, "--data", texts, *asked)
     assert status == 0, log
     written = manifest(out)
     assert (written["name"], written["task"]) == ("encoder", "feature-extraction")

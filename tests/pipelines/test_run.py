@@ -19,6 +19,7 @@ from pipelines.runner import outcome
 from pipelines.verification.latency_result import spoils
 from tests.pipelines.jobs import (
     COMMAND,
+    ENCODER,
     SMALL,
     TEXTS,
     digests,
@@ -170,7 +171,7 @@ def test_weights_beside_their_graphs(here: Planish, model_folder: Folders, texts
 
 def test_a_second_run_is_up_to_date(bundle: Path, model_folder: Folders, cache: Path, texts: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in bundle.rglob("*")}
-    again = export(model_folder("bert"), bundle, cache, "include_source=true", options=["--data", texts])
+    again = export(model_folder("bert"), bundle, cache, *ENCODER, options=["--data", texts])
     assert again.returncode == 0, again.stderr
     assert "is up to date" in again.stderr
     assert ORT in again.stdout
@@ -228,7 +229,7 @@ def test_everything_is_taken_from_the_cache(
     bundle: Path, model_folder: Folders, cache: Path, texts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "again"
-    done = export(model_folder("bert"), out, cache, "include_source=true", options=["--data", texts])
+    done = export(model_folder("bert"), out, cache, *ENCODER, options=["--data", texts])
     assert done.returncode == 0, done.stderr
     timeline = json.loads((out / "report.json").read_text(encoding="utf-8"))["timeline"]
     assert timeline
@@ -285,7 +286,7 @@ def test_overwriting(bundle: Path, here: Planish, model_folder: Folders, texts: 
 
 def test_json_is_one_document(bundle: Path, model_folder: Folders, cache: Path, texts: Path) -> None:
     options = ["--data", texts, "--json"]
-    done = export(model_folder("bert"), bundle, cache, "include_source=true", options=options)
+    done = export(model_folder("bert"), bundle, cache, *ENCODER, options=options)
     document = json.loads(done.stdout)
     assert document["bundle"] == str(bundle)
     assert document["verdict"]["ok"] is True
@@ -294,7 +295,12 @@ def test_json_is_one_document(bundle: Path, model_folder: Folders, cache: Path, 
 
 def test_no_variant_passes(bundle: Path, here: Planish, model_folder: Folders, texts: Path, tmp_path: Path) -> None:
     command = ["export", model_folder("bert"), "--data", texts]
-    asked = ["--out", tmp_path / "fast", "--quiet", *settings("latency.min_speedup=1000000000.0", "require=[]")]
+    asked = [
+        "--out",
+        tmp_path / "fast",
+        "--quiet",
+        *settings("latency.min_speedup=1000000000.0", "latency.baselines=[eager]", "require=[]"),
+    ]
     status, out, err = here(*command, *asked)
     assert status == 1
     assert ORT in out

@@ -84,12 +84,14 @@ def test_only_what_is_worth_it_is_kept(shop: Workshop) -> None:
 
 
 @pytest.mark.slow
-def test_a_source_is_timed_anew_each_time(model_folder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_timed_anew_each_time(
+    model_folder: Any, cache: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.recipe import Recipe
     from pipelines.runner import bench_source
     from tests.pipelines.jobs import SMALL
 
     monkeypatch.setenv("PLANISH_CACHE", str(cache))
-    recipe = Recipe.from_source(str(model_folder("bert")), overrides=SMALL)
+    recipe = Recipe.from_source(str(model_folder("bert")), overrides=[*SMALL, f"data.evaluation={texts}"])
     first, second = bench_source(recipe), bench_source(recipe)
     assert first["seconds"] != second["seconds"]
