@@ -15,7 +15,7 @@ from calibration.quantize.program import quantize_program
 from calibration.smooth_program import smooth_program
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec
 from exporter.errors import RequestError
-from tests.calibration.quantize.conftest import rms
+from tests.calibration.quantize.conftest import compiled, rms
 
 WIDTH, OUTLIER, LARGE = 16, 3, 60.0
 SPEC = ("batch", "sequence", WIDTH)
@@ -177,3 +177,16 @@ def test_a_given_alpha_is_every_groups(program: Artifact, tmp_path: Path, alpha:
     assert {tuple(group["products"]): group["factor_max"] for group in told["groups"]} != {
         tuple(group["products"]): group["factor_max"] for group in free["groups"]
     }
+
+
+@pytest.mark.slow
+def test_compiled_code_multiplies_integers(block: nn.Module, program: Artifact, tmp_path: Path) -> None:
+    quantize_program(program, tmp_path / "int8.pt2", form="static-smooth", samples=batches)
+    session = compiled(tmp_path / "int8.pt2", SIGNATURE, "static-smooth", tmp_path / "engine")
+    told = session.executed()
+    assert told["precision"] == "int8"
+    assert told["integer_kernels"] == {"qlinear": 4}
+    for batch in batches(4, seed=5):
+        with torch.no_grad():
+            expected = block(torch.from_numpy(batch["x"]))["y"].numpy()
+        assert rms(session.run(batch)["y"], expected) < 0.1
