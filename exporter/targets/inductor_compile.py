@@ -132,12 +132,17 @@ def _time_kernels_alone() -> None:
     compare = getattr(tuner, "benchmark_all_configs", None)
     if compare is None:
         return
-    path = Path(tempfile.gettempdir()) / f"planish-kernels-{os.getuid()}.lock"
+    try:
+        lock = (Path(tempfile.gettempdir()) / f"planish-kernels-{os.getuid()}.lock").open("a")
+    except OSError:  # somebody else's, or nowhere to write: then by chance
+        return
 
     def alone(*given: Any, **named: Any) -> Any:
-        with path.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
             return compare(*given, **named)
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
     tuner.benchmark_all_configs = alone
 
@@ -175,7 +180,7 @@ def _constant(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.Tensor | None
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """What a tensor holds: of one that oneDNN has packed, in its own layout, preceded by nothing."""
+    """What a tensor holds; of one that oneDNN has packed, in oneDNN's own layout."""
     import torch
 
     if tensor.is_mkldnn:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from exporter.targets.inductor_compile import compile_program, free_dimensions
 from exporter.tasks import get_task
 from exporter.torch_export import export_program, lower_module
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ALLOWED = {"fp16": 5e-3, "bf16": 4e-2}
 """Relative to an output's largest value: some units in the last place of 11 and of 8 bits."""
@@ -137,6 +142,45 @@ def test_a_program_traced_again_with_a_larger_example_takes_the_same_shapes(
         expected = original.run({name: tensor.numpy() for name, tensor in given.items()})
         for name, value in module(**given).items():
             np.testing.assert_allclose(value.numpy(), expected[name], atol=2e-6)
+
+
+TIMES_KERNELS = """
+import time
+from torch._inductor.runtime import triton_heuristics
+from exporter.targets.inductor_compile import _time_kernels_alone
+
+class Tuner:
+    def benchmark_all_configs(self):
+        begin = time.monotonic()
+        time.sleep(0.02)
+        return begin, time.monotonic()
+
+triton_heuristics.CachingAutotuner = Tuner
+_time_kernels_alone()
+print("ready", flush=True)
+input()
+for _ in range(30):
+    print(*Tuner().benchmark_all_configs())
+"""
+
+
+def test_two_compilations_never_time_kernels_at_once(tmp_path: Path) -> None:
+    """Two real processes; the kernels are pretended: there are none without a GPU."""
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    both = [subprocess.Popen([sys.executable, "-c", TIMES_KERNELS], env=env, **how) for _ in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    told = [process.communicate(timeout=60)[0] for process in both]
+    spans = [sorted(tuple(map(float, line.split())) for line in lines.splitlines()) for lines in told]
+    assert [len(one) for one in spans] == [30, 30]
+    assert spans[0][0][0] < spans[1][-1][1]
+    assert spans[1][0][0] < spans[0][-1][1], "they ran beside each other"
+    together = sorted(span for one in spans for span in one)
+    assert all(before[1] <= after[0] for before, after in pairwise(together))
 
 
 @pytest.mark.slow
