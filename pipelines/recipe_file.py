@@ -90,12 +90,19 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, section by section; neither is modified."""
-    merged = dict(base)
-    for key, value in changes.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
+    """`base` with `changes` laid over it, section by section, items of a list by their number; neither is modified."""
+    return {**base, **{key: _laid_over(base.get(key), value) for key, value in changes.items()}}
+
+
+def _laid_over(below: Any, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if isinstance(below, Mapping):
+        return merge(below, value)
+    numbers = {str(number) for number in range(len(below))} if isinstance(below, list | tuple) else set()
+    if not value or not set(value) <= numbers:
+        return value
+    return [_laid_over(item, value[str(n)]) if str(n) in value else item for n, item in enumerate(below)]
 
 
 def anchor_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:

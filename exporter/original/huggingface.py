@@ -61,6 +61,24 @@ def open_folder(source: Source, task: Task, *, max_batch: int, max_length: int |
     )
 
 
+_MASKED = "It was saved with pruning masks: call torch.nn.utils.prune.remove for each pruned weight, and save it again"
+
+
+def _vocabulary(model: Any) -> int:
+    """How many token ids there are."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (NotImplementedError, AttributeError):  # a class of somebody's own need not tell
+        size = getattr(model.config, "vocab_size", None)
+    if isinstance(size, int) and size > 0:
+        return size
+    raise RequestError(
+        "the size of the vocabulary is not known",
+        type(model).__name__,
+        "Have the class define get_input_embeddings, or its configuration vocab_size",
+    )
+
+
 def load_model(source: Source, task: Task) -> Any:
     """The `transformers` model in FP32 and evaluation mode, every weight of it from the folder.
 
@@ -100,13 +118,14 @@ def load_model(source: Source, task: Task) -> Any:
             ) from error
     missing = sorted(info["missing_keys"])
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
+    masked = any(str(name).endswith("_mask") for name in info.get("unexpected_keys", ()))
     if missing or mismatched:
         names = [*missing, *mismatched]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise RequestError(
             f"the folder has no fitting weights for parts that {task.name} needs: they would be random",
             ", ".join(names[:5]) + more,
-            "Choose the task that the model was trained for",
+            "Choose the task that the model was trained for" if not masked else _MASKED,
         )
     return model.eval().requires_grad_(False)
 
@@ -210,7 +229,7 @@ def _text_inputs(
     # With one token type only, its ids are all zero and the model adds them itself.
     with_types = types > 1 and (gives is None or "token_type_ids" in gives)
     names = [n for n in TEXT_INPUTS if n in accepted and (n != "token_type_ids" or with_types)]
-    vocabulary = int(model.get_input_embeddings().num_embeddings)
+    vocabulary = _vocabulary(model)
     ranges = {"input_ids": (0, vocabulary - 1), "attention_mask": (0, 1), "token_type_ids": (0, types - 1)}
 
     limit = _length_limit(model, tokenizer, source, max_length)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def save_checkpoint(
     """Write a `transformers` model: ``config.json`` and ``model.safetensors``.
 
     Tensors that share their memory are written once, under the first of their names. `load_state` puts them back.
+    `transformers` by itself refuses a folder whose layers share weights, or whose weights are clustered.
 
     Args:
         model: The model, on any device.
@@ -57,13 +59,42 @@ def save_checkpoint(
         if name != "config.json":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     model.config.architectures = [_class_name(model)]
     model.config.dtype = "float32"
     plain = copy.deepcopy(model.config)
     if names and not hasattr(plain, STRUCTURE):  # it says who has to read the weights
         setattr(plain, STRUCTURE, structure_of(model))
+    save_file(state | _marks(model, state, names), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o666 & ~_umask())  # which its writer leaves to the owner alone
     plain.save_pretrained(folder)
+
+
+def _marks(model: Any, state: Mapping[str, Any], clustered: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Empty tensors under the names that `transformers` would look for: of clustered weights, and in shared layers.
+
+    What it does not find it makes up; at a weight of another shape it stops.
+    """
+    import torch
+
+    from exporter.structure.anatomy import layers_of
+
+    names = list(clustered)
+    try:
+        layers = list(layers_of(model))
+    except RequestError:  # nothing of it can be shared
+        layers = []
+    if len({id(layer) for layer in layers}) < len(layers):
+        for prefix, module in model.named_modules(remove_duplicate=False):
+            if any(module is layer for layer in layers):
+                inside = (f"{prefix}.{name}" for name in module.state_dict())
+                names += [name for name in inside if name not in state and name + _CODES not in state]
+    return {name: torch.empty(0) for name in names}
+
+
+def _umask() -> int:
+    """What this process takes from the rights of new files; reading it means setting it."""
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def files_beside(source: Source) -> list[tuple[str, Path]]:
@@ -110,6 +141,9 @@ def load_state(model: Any, state: dict[str, torch.Tensor], where: object) -> Non
         RequestError: A tensor is missing, has another shape, or is not the model's.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_HEAD)}
+    state = {
+        name: tensor for name, tensor in state.items() if tensor.numel() or name not in own or not own[name].numel()
+    }
     # Of names that share their memory any one will do.
     given = {own[name].data_ptr() for name in state if name in own}
     missing = [name for name, tensor in own.items() if name not in state and tensor.data_ptr() not in given]

@@ -101,7 +101,7 @@ def share_layers(model: Any, groups: Sequence[Sequence[int]]) -> None:
     named = [number for group in groups for number in group]
     if not all(groups) or len(set(named)) != len(named) or any(not 0 <= number < len(layers) for number in named):
         raise RequestError(
-            "not groups of layers", [list(g) for g in groups], f"Layers 0 to {len(layers) - 1}, each once"
+            "not groups of layers", [list(g) for g in groups], f"Layers 0 to {len(layers) - 1}, each at most once"
         )
     for group in groups:
         first = layers[group[0]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.errors import RequestError
 from pipelines.cli.screens import Screen, emit
+from pipelines.compress.wording import percentage
 from pipelines.progress import Progress
 from pipelines.report.formats import count, large_count, ratio, size
 
@@ -68,7 +69,7 @@ def _show_matrices(record: Mapping[str, Any], screen: Screen) -> None:
         (
             entry["name"],
             "x".join(map(str, entry["shape"])),
-            f"{100 * entry['sparsity']:.1f} %",
+            percentage(entry["sparsity"]),
             "exact" if entry["exactly_two_four"] else _share(entry["two_four_share"]),
             f"{entry['rank']} of {min(entry['shape'][0], entry['elements'] // entry['shape'][0])}",
             "many" if entry["values"] is None else count(entry["values"]),
@@ -79,7 +80,7 @@ def _show_matrices(record: Mapping[str, Any], screen: Screen) -> None:
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+    return "" if value is None else percentage(value)
 
 
 def _show_speed(latency: Mapping[str, Any], screen: Screen) -> None:
@@ -98,8 +99,9 @@ def _show_speed(latency: Mapping[str, Any], screen: Screen) -> None:
         "The dense twin has the same shapes, with random numbers for the zeros. One race, paired by its rounds.",
         "dim",
     )
-    for name, reason in latency["skipped"].items():
-        screen.line(f"not here: {name}: {reason}", "dim")
+    if latency["skipped"]:
+        names = ", ".join(latency["skipped"])
+        screen.line(f"not here: {names} (planish doctor says why, and --json has it)", "dim")
     for note in latency["notes"]:
         screen.line(note, "dim")
 

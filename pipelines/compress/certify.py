@@ -68,7 +68,8 @@ def certify(
     place = None if out is None else _free(Path(out))
     source = resolve_source(checkpoint, trust_remote_code=trust)
     if not source.is_folder:
-        raise RequestError("only a Hugging Face model folder can be certified", checkpoint, f"This is {source.kind}")
+        remedy = f"This is {source.kind}: name the folder of the checkpoint that it was made from"
+        raise RequestError("only a Hugging Face model folder can be certified", checkpoint, remedy)
     doing = infer_task(source) if task is None else get_task(task)
     how = race_fields(doing.name, points, targets, budget_s, threads, trust)
     with tempfile.TemporaryDirectory(prefix="planish-certify-") as scratch:

@@ -10,7 +10,7 @@ from pipelines.compress.wording import percentage
 
 TOLERANCE = 5e-4
 """By so much a sparsity may fall short of the claim: pruning rounds to whole weights in every matrix."""
-_REMEDY = "As in --claims sparsity=0.9,2:4"
+_REMEDY = "As in --claims sparsity=0.9,2:4; a sparsity is a share from 0 to 1"
 
 
 def parse_claims(text: str) -> list[tuple[str, float]]:

@@ -67,7 +67,11 @@ class Terms:
             "soft": 0.0 if encoder else 0.5 if labelled else 1.0,
             "embedding": 0.0 if not encoder or matched else 1.0,
         }
-        return cls(**{name: usual[name] if value is None else value for name, value in given.items()})
+        terms = cls(**{name: usual[name] if value is None else value for name, value in given.items()})
+        if not (terms.hard or terms.soft or terms.embedding or terms.inner):
+            zero = ", ".join(name for name in usual if given[name] == 0)
+            raise RequestError("there is nothing to learn from", f"loss: {zero} 0", "Give a term a weight above 0")
+        return terms
 
 
 @dataclass

@@ -46,14 +46,28 @@ def needs_head(source: Source, task: Task, labels: Sequence[str]) -> bool:
         return True
     if task.name not in HEADS or not labels:
         return False
-    named = {} if source.files_folder is None else read_labels(source.files_folder)
-    there = [name for _, name in sorted(named.items())]
+    there = _classes(source)
     if not there or list(labels) == there:
         return False
-    if sorted(labels) == sorted(there):
+    refuse_other_order(source, labels)
+    return True
+
+
+def refuse_other_order(source: Source, labels: Sequence[str]) -> None:
+    """Refuse a model that has these classes in another order.
+
+    Raises:
+        RequestError: Says which order it has.
+    """
+    there = _classes(source)
+    if list(labels) != there and sorted(labels) == sorted(there):
         remedy = f"Give compress.labels in the model's order: [{', '.join(there)}]"
         raise RequestError("the labels have another order than the model's classes", ", ".join(labels), remedy)
-    return True
+
+
+def _classes(source: Source) -> list[str]:
+    named = {} if source.files_folder is None else read_labels(source.files_folder)
+    return [name for _, name in sorted(named.items())]
 
 
 def add_head(source: Source, task: Task, labels: Sequence[str], folder: Path, seed: int) -> Source:

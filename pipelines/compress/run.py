@@ -11,7 +11,7 @@ from exporter.errors import EnvironmentLackError, RequestError
 from exporter.sources import Source, resolve_source
 from exporter.tasks import Task, check_task, get_task
 from pipelines.cache import TRAINING
-from pipelines.compress.models import HEADS, MODEL, needs_head, opened
+from pipelines.compress.models import HEADS, MODEL, needs_head, opened, refuse_other_order
 from pipelines.compress.sections import Compress, Distil, Recover, Step
 from pipelines.disk import remove_tree
 from pipelines.recipe import data_format
@@ -131,7 +131,14 @@ class _Work:
         """The source, with a new head for the task's classes where it has none and a step trains one."""
         labels: tuple[str, ...] = self.asked.labels
         if self.asked.data is None or all(step.finetune is None for step in self.asked.steps):
-            check_task(source, self.task)
+            try:
+                check_task(source, self.task)
+            except RequestError as error:
+                if self.task.name not in HEADS:
+                    raise
+                remedy = "Begin with a step finetune, or name a source that was fine-tuned"
+                raise RequestError(error.what, error.value, remedy) from error
+            refuse_other_order(source, labels)
             return source, False
         from calibration.datasets import load_task_dataset
         from pipelines.compress.examples import label_names
@@ -218,6 +225,7 @@ class _Work:
     def _resolved(self, named: str) -> Source:
         found = resolve_source(named, trust=self.recipe.trust, trust_remote_code=self.recipe.trust_remote_code)
         check_task(found, self.task)
+        refuse_other_order(found, self.asked.labels)
         return found
 
     def _answers(self, teacher: Source, max_length: int | None) -> tuple[str, str]:
@@ -268,8 +276,10 @@ class _Work:
         return {"sets": kept, "sha256": dict(self.digests), "formats": formats}
 
     def _note(self, checkpoints: Path, kind: str, source: Source, settings: Mapping[str, Any]) -> None:
-        from pipelines.compress.interrupted import note_settings
+        from pipelines.compress.interrupted import has_checkpoint, note_settings
 
+        if has_checkpoint(checkpoints):
+            self.shop.progress.say(f"{_TITLES[kind]}: going on from the last checkpoint of an interrupted training")
         told = note_settings(checkpoints, {"step": kind, "source": source.digest, "settings": dict(settings)})
         if told:
             self.shop.progress.say(f"{_TITLES[kind]}: {told}")

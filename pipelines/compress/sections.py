@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipelines.recipe_errors import Wrong
 from pipelines.recipe_sections import Bool, Column, Count, Float, Name, Section
@@ -144,6 +144,11 @@ class Recover(Training):
         return self
 
 
+def _unquoted(value: Any) -> Any:
+    """YAML reads 2:4 without quotes as a number to the base of 60."""
+    return "2:4" if value == 2 * 60 + 4 and not isinstance(value, bool) else value
+
+
 class Prune(Section):
     """Remove what matters least. One kind a step: weights, or heads, neurons and layers, or tokens.
 
@@ -164,7 +169,7 @@ class Prune(Section):
 
     sparsity: Annotated[Float, Field(gt=0, lt=1)] | None = None
     scope: Literal["global", "layer"] = "global"
-    pattern: Literal["2:4"] | None = None
+    pattern: Annotated[Literal["2:4"] | None, BeforeValidator(_unquoted)] = None
     gradual: Count = 1
     heads: Share01 = 0.0
     neurons: Share01 = 0.0

@@ -28,6 +28,8 @@ from pipelines.disk import remove_tree
 from pipelines.processes import report_progress
 
 _LOGGED_STEPS = 20
+_NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+"""What a checkpoint holds beside its state."""
 # Its name in transformers 5.23 and later, and before.
 _NAMES = ("activation_checkpointing", "gradient_checkpointing")
 _CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
@@ -184,8 +186,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("checkpoint-*"):
         try:  # the state is what is written last
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            whole.append(path)
         except (OSError, ValueError):
+            remove_tree(path)
+            continue
+        # What is left out of these is begun anew without a word, and the weights become others.
+        if all(any(path.glob(pattern)) for pattern in _NEEDED):
+            whole.append(path)
+        else:
             remove_tree(path)
     return max(whole, key=_step_of, default=None)
 

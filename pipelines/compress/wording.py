@@ -23,6 +23,7 @@ def findings(record: Mapping[str, Any]) -> list[str]:
     """One sentence for each thing that was found, and one where nothing was."""
     told = [
         *_sparsity(record["sparsity"]),
+        *_void(record["sparsity"]["matrices"]),
         *_two_four(record["two_four"]),
         *_removable(record["structure"], record["removal"]),
         *[_identical(group) for group in record["identical_layers"]],
@@ -129,6 +130,15 @@ def _sparsity(found: Mapping[str, Any]) -> list[str]:
     return [f"Sparse: {percentage(share)} {where}{layers}."]
 
 
+def _void(matrices: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [entry["name"] for entry in matrices if entry["zeros"] == entry["elements"]]
+    if not names:
+        return []
+    what = "All zeros: " if len(names) == 1 else f"{count(len(names))} matrices are all zeros: "
+    told = "What goes in there has no effect on the outputs: see whether these are of any use"
+    return [f"{what}{_names(names)}. {told}."]
+
+
 def _two_four(found: Mapping[str, Any]) -> list[str]:
     exact, of = found["exact"], found["matrices"]
     if not exact:
@@ -139,7 +149,8 @@ def _two_four(found: Mapping[str, Any]) -> list[str]:
 
 
 def _nearly(found: Mapping[str, Any]) -> str:
-    return f"Not 2:4 sparse: {percentage(found['share'])} of the groups of four conform, and no whole matrix does."
+    share = percentage(found["share"])
+    return f"Not 2:4 sparse: {share} of the groups of four conform, but throughout no matrix that is not all zeros."
 
 
 def _removable(structure: Mapping[str, Any], removal: Mapping[str, Any] | None) -> list[str]:

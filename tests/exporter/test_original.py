@@ -671,3 +671,20 @@ def test_an_original_opens_from_plain_data(model_folder: Folders) -> None:
     original = open_described(arguments)
     assert axes(original)["sequence"] == (1, 33)
     assert not original.contract.attends
+
+
+def test_a_model_that_does_not_tell_its_embeddings_has_its_configurations_vocabulary() -> None:
+    from types import SimpleNamespace
+
+    from exporter.original.huggingface import _vocabulary
+
+    class Silent:
+        def __init__(self, **config: int) -> None:
+            self.config = SimpleNamespace(**config)
+
+        def get_input_embeddings(self) -> None:
+            raise NotImplementedError
+
+    assert _vocabulary(Silent(vocab_size=77)) == 77
+    with pytest.raises(RequestError, match=r"size of the vocabulary is not known: Silent. Have the class define"):
+        _vocabulary(Silent())

@@ -218,6 +218,19 @@ def test_overrides_parse() -> None:
     }
 
 
+def test_items_of_a_list_are_overridden_by_their_number(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "source: m\ntask: text-classification\n"
+        "compress: {data: t.csv, steps: [finetune, {distil: {layers: 2, epochs: 3}}]}\n",
+    )
+    recipe = load_recipe(path, ["compress.steps.0.finetune.epochs=5", "compress.steps.1.distil.layers=1"])
+    first, second = recipe.compress.steps
+    assert (first.finetune.epochs, second.distil.layers, second.distil.epochs) == (5, 1, 3)
+    with pytest.raises(RequestError, match=r"compress.steps.*must be a list"):
+        load_recipe(path, ["compress.steps.2.finetune.epochs=5"])
+
+
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     (here / "model").mkdir(parents=True)

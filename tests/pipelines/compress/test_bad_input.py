@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from calibration.datasets import load_task_dataset
 from exporter.errors import PlanishError, RequestError
 from exporter.sources import resolve_source
 from exporter.tasks import get_task
 from pipelines.compress.examples import label_names
-from pipelines.compress.models import add_head, needs_head
-from pipelines.compress.sections import Compress
+from pipelines.compress.learning import Terms
+from pipelines.compress.models import add_head, needs_head, refuse_other_order
+from pipelines.compress.sections import Compress, Loss, Prune
 from pipelines.compress.steps.distil import distil
 from pipelines.compress.steps.finetune import finetune
 from pipelines.recipe import Recipe
@@ -211,6 +213,24 @@ def test_labels_in_another_order_than_the_sources_classes(untrained: Path) -> No
         RequestError, match=r"another order.*good, fair, bad. Give compress.labels in the model's order"
     ):
         needs_head(source, task, ("good", "fair", "bad"))
+    refuse_other_order(source, ("bad", "fair", "good"))
+    refuse_other_order(source, ())
+    with pytest.raises(RequestError, match=r"another order"):
+        refuse_other_order(source, ("good", "fair", "bad"))
+
+
+@pytest.mark.parametrize("loss", [{"hard": 0, "soft": 0}, {"hard": 0, "soft": 0, "embedding": 0}], ids=str)
+def test_a_loss_of_no_term_is_refused_for_the_task(loss: dict[str, float]) -> None:
+    fields = {name: value for name, value in loss.items() if name != "embedding"}
+    with pytest.raises(RequestError, match=r"nothing to learn from: loss: hard, soft 0"):
+        Terms.of(Loss(**fields), "text-classification", labelled=True, teacher=True)
+
+
+def test_two_four_without_quotes_is_what_yaml_makes_of_it() -> None:
+    assert yaml.safe_load("pattern: 2:4") == {"pattern": 124}
+    assert Prune(**yaml.safe_load("pattern: 2:4")).pattern == "2:4"
+    with pytest.raises(ValueError):
+        Prune(pattern=125)
 
 
 def test_a_head_for_a_bare_encoder(model_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -186,6 +186,36 @@ def test_without_a_place_the_proof_is_there_and_nothing_is_written(model_folder:
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_outputs_that_depend_on_nothing_prove_nothing(model_folder: Folders, tmp_path: Path) -> None:
+    """As a pooler that was pruned away: every text gets the same logits, which any removal would leave alone."""
+
+    def change(module: Any) -> None:
+        module.bert.pooler.dense.weight[:] = 0.0
+        silence_neurons(module, 0, [5])
+
+    folder = planted(model_folder("bert-classifier"), tmp_path / "m", change)
+    record = examined(folder)
+    assert "All zeros: bert.pooler.dense.weight. What goes in there has no effect on the outputs" in told(record)
+    assert record["removal"]["parity"]["verdict"] == "inconclusive"
+    assert "the outputs are the same whatever the inputs are: that proves nothing" in told(record)
+    with pytest.raises(GateError, match="the same whatever the inputs are"):
+        written(folder, tmp_path / "smaller")
+    assert not (tmp_path / "smaller").exists()
+
+
+def test_pruning_masks_are_told_with_what_takes_them_off(model_folder: Folders, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(model_folder("bert-classifier"), tmp_path / "masked")
+    state = load_file(folder / "model.safetensors")
+    name = next(name for name in state if name.endswith("intermediate.dense.weight"))
+    weight = state.pop(name)
+    state |= {f"{name}_orig": weight, f"{name}_mask": (weight.abs() > weight.abs().median()).float()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RequestError, match=r"pruning masks: call torch.nn.utils.prune.remove"):
+        certify(str(folder), latency=False)
+
+
 def test_a_layer_keeps_one_head_and_one_neuron(model_folder: Folders, tmp_path: Path) -> None:
     def change(module: Any) -> None:
         layer_parts(module, 0).output.weight[:] = 0.0

@@ -108,6 +108,24 @@ def test_a_killed_training_ends_with_the_same_bits(
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_that_lacks_a_file_is_not_gone_on_from(
+    lost: str, whole: dict[str, Any], untrained: Path, train_csv: Path, tmp_path: Path
+) -> None:
+    """Trainer would begin anew what is missing, and end with other weights without a word."""
+    asked = arguments(untrained, tmp_path, SETTINGS, train=train_csv)
+    with interrupted_at(12), pytest.raises(Interrupted):
+        finetune(asked)
+    last = last_checkpoint(Path(asked["checkpoints"]))
+    assert last is not None
+    (last / lost).unlink()
+    before = last_checkpoint(Path(asked["checkpoints"]))
+    assert not last.exists()
+    assert finetune(asked)["training"]["resumed_at"] == (0 if before is None else int(before.name[11:]))
+    again = weights_of(tmp_path)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_gradual_pruning_goes_on_where_it_was(untrained: Path, train_csv: Path, tmp_path: Path) -> None:
     settings = {
         "sparsity": 0.8,

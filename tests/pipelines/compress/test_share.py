@@ -28,7 +28,8 @@ RECOVER = {"epochs": 2, "learning_rate": 1e-3, "teacher": False}
 
 
 def stored(out: Path) -> dict[str, Any]:
-    return load_file(out / MODEL / "model.safetensors")
+    """The tensors of a file; the empty ones only keep others from opening it."""
+    return {name: tensor for name, tensor in load_file(out / MODEL / "model.safetensors").items() if tensor.numel()}
 
 
 @pytest.mark.parametrize(("layers", "shares"), [(2, [0, 0, 2, 2]), ([[1, 3]], [0, 1, 2, 1]), (1, [0, 0, 0, 0])])
@@ -196,6 +197,25 @@ def test_clusters_are_as_good_as_an_exhaustive_search_of_few_values() -> None:
     assert codes.tolist() == [[0, 0, 0, 1], [1, 1, 2, 2]]
 
 
+@pytest.mark.parametrize("step", [{"layers": 2}, {"clusters": 16}, {"layers": 2, "clusters": 16}], ids=str)
+def test_transformers_alone_refuses_what_it_would_fill_with_random_numbers(
+    step: dict[str, Any], teacher: Teacher, tmp_path: Path
+) -> None:
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    share(arguments(teacher.folder, tmp_path, step))
+    opened(tmp_path / MODEL)
+    for auto in (AutoModelForSequenceClassification, AutoModel):
+        with pytest.raises(RuntimeError, match="mismatch"):
+            auto.from_pretrained(tmp_path / MODEL)
+
+
+def test_others_may_read_what_was_written(teacher: Teacher, tmp_path: Path) -> None:
+    share(arguments(teacher.folder, tmp_path, {"layers": 2}))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / MODEL).iterdir() if path.is_file()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_groups() -> None:
     assert groups_of(3, 6) == [[0, 1], [2, 3], [4, 5]]
     assert [number for group in groups_of(4, 6) for number in group] == list(range(6))
@@ -205,7 +225,7 @@ def test_groups() -> None:
 
 @pytest.mark.parametrize("layers", [[[0, 7]], [[0, 1], [1, 2]]])
 def test_groups_that_cannot_be(layers: Any, teacher: Teacher, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"not groups of layers: .*Layers 0 to 3, each once"):
+    with pytest.raises(RequestError, match=r"not groups of layers: .*Layers 0 to 3, each at most once"):
         share(arguments(teacher.folder, tmp_path, {"layers": layers}))
 
 
