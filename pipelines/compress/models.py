@@ -111,6 +111,9 @@ def add_head(source: Source, task: Task, labels: Sequence[str], folder: Path, se
     return resolve_source(str(folder), trust=source.pickled)
 
 
+CARD, SOURCE_CARD = "README.md", "README.source.md"
+
+
 def save_model(
     model: Any,
     source: Source,
@@ -131,6 +134,8 @@ def save_model(
         dropped: Small files that are no longer true.
         clustered: See `save_checkpoint`.
         sentence: The folder stays one of sentence-transformers where it was one.
+
+    The source's model card goes into `SOURCE_CARD`: what it says holds for the source.
     """
     gone = set(dropped)
     beside = {
@@ -138,7 +143,24 @@ def save_model(
         for name, path in files_beside(source)
         if name not in gone and (sentence or not _SENTENCE_FILES.search(name))
     }
+    new_card = CARD in beside and SOURCE_CARD not in beside
+    if new_card:
+        beside[SOURCE_CARD] = beside.pop(CARD)
     save_checkpoint(model, folder, small_files=(beside | dict(replaced or {})).items(), clustered=clustered)
+    if new_card:
+        (folder / CARD).write_text(_card(source), encoding="utf-8")
+
+
+def _card(source: Source) -> str:
+    """A model card that claims nothing of the changed model, with the licence of the one that it came from."""
+    import json
+
+    front = f"---\nlicense: {json.dumps(source.licence)}\n---\n" if source.licence else ""
+    return (
+        f"{front}# {source.name}, changed\n\n"
+        "Planish trained this model further or made it smaller. The card of the model that it came from is "
+        f"[{SOURCE_CARD}]({SOURCE_CARD}): what that says of task, training, use and quality is about that model.\n"
+    )
 
 
 def opened(folder: Path, name: str) -> Source:

@@ -210,6 +210,24 @@ def test_transformers_alone_refuses_what_it_would_fill_with_random_numbers(
             auto.from_pretrained(tmp_path / MODEL)
 
 
+def test_the_sources_card_claims_nothing_of_what_was_made_of_it(teacher: Teacher, tmp_path: Path) -> None:
+    import shutil
+
+    source, card = (
+        shutil.copytree(teacher.folder, tmp_path / "source"),
+        "---\nlicense: mit\n---\n# Best of all models\n",
+    )
+    (source / "README.md").write_text(card, encoding="utf-8")
+    share(arguments(source, tmp_path / "one", {"layers": 2}))
+    share(arguments(tmp_path / "one" / MODEL, tmp_path / "two", {"clusters": 16}))
+    for made in (tmp_path / "one" / MODEL, tmp_path / "two" / MODEL):
+        assert (made / "README.source.md").read_text(encoding="utf-8") == card
+        own = (made / "README.md").read_text(encoding="utf-8")
+        assert "Best of all" not in own
+        assert "README.source.md" in own
+        assert resolve_source(str(made)).licence == "mit"
+
+
 def test_others_may_read_what_was_written(teacher: Teacher, tmp_path: Path) -> None:
     share(arguments(teacher.folder, tmp_path, {"layers": 2}))
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / MODEL).iterdir() if path.is_file()}
