@@ -205,6 +205,8 @@ def test_weights_that_become_nan_in_the_last_step_are_not_the_result(
 def test_a_checkpoint_that_was_cut_off_is_not_gone_on_with(tmp_path: Path) -> None:
     for number, state in ((3, json.dumps({"global_step": 3})), (5, '{"global_st'), (7, None)):
         (tmp_path / f"checkpoint-{number}").mkdir()
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            (tmp_path / f"checkpoint-{number}" / name).write_bytes(b"as written")
         if state is not None:
             (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
     assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
