@@ -424,10 +424,8 @@ def parity(place: str, variant_id: str) -> dict[str, Any]:
     """Open a variant, run it at every point, captured and not, and compare."""
     from safetensors.numpy import load_file
 
-    from exporter.digests import file_digest
-
     target, variant, artifact = _variant(place, variant_id, built=True)
-    trusted = frozenset() if target.portable else frozenset([file_digest(artifact.path)])
+    trusted = _trusted(target, artifact)
     if target.device != "cpu":  # the GPU's context is made by whatever comes first
         import torch
 
@@ -462,10 +460,8 @@ def together(place: str, variant_id: str) -> dict[str, Any]:
     """Run two sessions of a variant in one process, from several threads that change shapes: captured in the middle."""
     from threading import Barrier
 
-    from exporter.digests import file_digest
-
     target, variant, artifact = _variant(place, variant_id, built=True)
-    trusted = frozenset() if target.portable else frozenset([file_digest(artifact.path)])
+    trusted = _trusted(target, artifact)
     sessions = [target.open(artifact, variant, threads=4, trusted_digests=trusted) for _ in range(2)]
     labels = (*POINTS, "odd")
     given = {label: _load(place, label) for label in labels}
@@ -506,7 +502,6 @@ def together(place: str, variant_id: str) -> dict[str, Any]:
 
 def latency(place: str, seconds: str, *variants: str) -> dict[str, Any]:
     """Time every variant and baseline, each in a process of its own."""
-    from exporter.digests import file_digest
     from pipelines.opening import OPENER, opening
     from pipelines.verification.latency import Plan, measure
     from pipelines.verification.worker_process import WorkerSpec
@@ -526,7 +521,7 @@ def latency(place: str, seconds: str, *variants: str) -> dict[str, Any]:
     ]
     for variant_id in variants:
         target, variant, artifact = _variant(place, variant_id, built=True)
-        trusted = frozenset() if target.portable else frozenset([file_digest(artifact.path)])
+        trusted = _trusted(target, artifact)
         workers.append(
             WorkerSpec(variant_id, OPENER, opening(variant, artifact, trusted), 4, files=(artifact.path,), env=env)
         )
@@ -556,6 +551,13 @@ def _pytorch(opener: str) -> Callable[..., Any]:
     from exporter.targets import pytorch
 
     return getattr(pytorch, opener)
+
+
+def _trusted(target: Any, artifact: Any) -> frozenset[str]:
+    """The digest of an engine, which was built here a moment ago; nothing for a portable file."""
+    from exporter.digests import file_digest
+
+    return frozenset() if target.portable else frozenset([file_digest(artifact.path)])
 
 
 def _variant(place: str, variant_id: str, *, built: bool = False) -> tuple[Any, Any, Any]:

@@ -16,7 +16,7 @@ from exporter.original.base import DEFAULT_MAX_LENGTH, NO_LIMIT, POSITION_KEYS, 
 from exporter.original.pooling import SentenceHead, load_sentence_head
 from exporter.original.shapes import sign_forward, signature_of
 from exporter.sources.source import Source
-from exporter.structure import apply_structure, load_state, read_state
+from exporter.structure import apply_structure, input_embedding, load_state, read_state
 from exporter.structure.checkpoint import read_structure
 from exporter.tasks.registry import Task
 
@@ -66,10 +66,7 @@ _MASKED = "It was saved with pruning masks: call torch.nn.utils.prune.remove for
 
 def _vocabulary(model: Any) -> int:
     """How many token ids there are."""
-    try:
-        return int(model.get_input_embeddings().num_embeddings)
-    except (NotImplementedError, AttributeError):  # a class of somebody's own need not tell
-        size = getattr(model.config, "vocab_size", None)
+    size = getattr(input_embedding(model), "num_embeddings", None) or getattr(model.config, "vocab_size", None)
     if isinstance(size, int) and size > 0:
         return size
     raise RequestError(

@@ -1,6 +1,14 @@
 """How encoders are built inside, and changing it: fewer heads, neurons and layers, layers that share their weights."""
 
-from exporter.structure.anatomy import Anatomy, LayerParts, anatomy_of, layer_parts, layers_of, supported_types
+from exporter.structure.anatomy import (
+    Anatomy,
+    LayerParts,
+    anatomy_of,
+    input_embedding,
+    layer_parts,
+    layers_of,
+    supported_types,
+)
 from exporter.structure.checkpoint import load_state, read_state, save_checkpoint
 from exporter.structure.surgery import (
     STRUCTURE,
@@ -19,6 +27,7 @@ __all__ = [
     "LayerParts",
     "anatomy_of",
     "apply_structure",
+    "input_embedding",
     "keep_layers",
     "layer_parts",
     "layers_of",

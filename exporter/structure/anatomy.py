@@ -169,6 +169,14 @@ def layers_of(model: Any) -> nn.ModuleList:
     return found
 
 
+def input_embedding(model: Any) -> Any:
+    """A model's table of input embeddings; ``None`` where a class of somebody's own does not tell."""
+    try:
+        return model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+
+
 def layers_at(model: Any, path: str) -> Any:
     """What stands at `path` below the base model, or ``None``."""
     return _below(getattr(model, model.base_model_prefix, model) if model.base_model_prefix else model, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -65,8 +64,8 @@ def save_checkpoint(
     if names and not hasattr(plain, STRUCTURE):  # it says who has to read the weights
         setattr(plain, STRUCTURE, structure_of(model))
     save_file(state | _marks(model, state, names), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o666 & ~_umask())  # which its writer leaves to the owner alone
     plain.save_pretrained(folder)
+    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # its writer leaves it to the owner alone
 
 
 def _marks(model: Any, state: Mapping[str, Any], clustered: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -89,12 +88,6 @@ def _marks(model: Any, state: Mapping[str, Any], clustered: Sequence[str]) -> di
                 inside = (f"{prefix}.{name}" for name in module.state_dict())
                 names += [name for name in inside if name not in state and name + _CODES not in state]
     return {name: torch.empty(0) for name in names}
-
-
-def _umask() -> int:
-    """What this process takes from the rights of new files; reading it means setting it."""
-    os.umask(mask := os.umask(0))
-    return mask
 
 
 def files_beside(source: Source) -> list[tuple[str, Path]]:

@@ -49,15 +49,15 @@ def compile_program(
 
         loaded = move_to_device_pass(loaded, f"{device}:0")  # with its number, as tensors there have it
     args, kwargs = loaded.example_inputs
-    module, free = loaded.module(check_guards=False), None if shapes is not None else free_dimensions(loaded)
-    del loaded
+    module = loaded.module(check_guards=False)
     if shapes is not None:
         kwargs, module = _traced_at(module, args, kwargs, shapes, None)
     elif tuned_for is not None:
         try:
-            kwargs, module = _traced_at(module, args, kwargs, tuned_for, free)
+            kwargs, module = _traced_at(module, args, kwargs, tuned_for, free_dimensions(loaded))
         except Exception as error:  # of tracing; the program as it is compiles too
             print(f"kernels are chosen at the example's shapes, since tracing at {dict(tuned_for)} fails: {error}")
+    del loaded
     options: dict[str, Any] = {
         "aot_inductor.package": True,
         # Precompiled headers take as long to make as they save, and no other compilation finds them: each time 300 MB

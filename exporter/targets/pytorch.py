@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TORCH_DTYPES = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 _CHOICE_SECONDS = 0.5
 CAPTURED_AFTER = 4
 """Runs after which `torch.compile` has captured its CUDA graph: it compiles, warms up, records and replays."""
@@ -173,11 +174,11 @@ class CompiledSession(EagerSession):
         self.shapes: str | None = None  # "free" or "fixed", once that is chosen
         self.graphs = graphs
         self._seconds: dict[str, float] = {}
-        self._compiled: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
-        self._captured: dict[tuple[tuple[str, tuple[int, ...]], ...], Binding] = {}
+        self._compiled: set[Shapes] = set()
+        self._captured: dict[Shapes, Binding] = {}
 
     def _bind(self, arrays: dict[str, Array]) -> Binding:
-        shapes = tuple((name, array.shape) for name, array in sorted(arrays.items()))
+        shapes = _shapes_of(arrays)
         if self.shapes is None:
             self._choose(arrays)
         if self.device is not None or shapes not in self._compiled:
@@ -188,7 +189,7 @@ class CompiledSession(EagerSession):
     def _bind_once(self, arrays: dict[str, Array]) -> Binding:
         if self.device is None or self.graphs == "reduce-overhead":
             return super()._bind_once(arrays)
-        shapes = tuple((name, array.shape) for name, array in sorted(arrays.items()))
+        shapes = _shapes_of(arrays)
         held = self._captured.get(shapes)
         if held is None:  # captured once for each shape, not for each run
             held = self._captured[shapes] = self._bind(arrays)
@@ -247,6 +248,10 @@ class CompiledSession(EagerSession):
             "graphs": int(counters["stats"]["unique_graphs"]),
             "graph_breaks": sum(counters["graph_break"].values()),
         }
+
+
+def _shapes_of(arrays: dict[str, Array]) -> Shapes:
+    return tuple((name, array.shape) for name, array in sorted(arrays.items()))
 
 
 def _median_seconds(binding: Binding) -> float:

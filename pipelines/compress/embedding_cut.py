@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import RequestError
+from exporter.structure import input_embedding
 from pipelines.compress.tokenizer_files import new_ids, token_ids
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ def token_embedding(model: Any, tokens: int) -> nn.Embedding:
     from torch import nn
 
     name = type(model).__name__
-    try:
-        found = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        found = None
+    found = input_embedding(model)
     if getattr(model, "main_input_name", "") != "input_ids" or not isinstance(found, nn.Embedding):
         remedy = "Only transformers models whose input is input_ids have a vocabulary to cut"
         raise RequestError("the model takes no token ids", name, remedy)

@@ -25,10 +25,10 @@ def measure_model(model: Any, weights: Path | None = None) -> dict[str, Any]:
         and neurons by layer, where the inside is known.
     """
     from exporter.errors import RequestError
-    from exporter.structure import structure_of
+    from exporter.structure import input_embedding, structure_of
 
     parameters = list(model.parameters())
-    embedding = _embedding(model)
+    embedding = input_embedding(model)
     embedded = embedding.weight.numel() if isinstance(getattr(embedding, "weight", None), torch.Tensor) else 0
     try:
         structure = structure_of(model)
@@ -46,17 +46,11 @@ def measure_model(model: Any, weights: Path | None = None) -> dict[str, Any]:
     }
 
 
-def _embedding(model: Any) -> Any:
-    """The table of input embeddings; ``None`` where a class of somebody's own does not tell."""
-    try:
-        return model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return None
-
-
 def count_flops(model: Any) -> tuple[float | None, int]:
     """Operations of one forward pass and the number of its tokens (1 for a picture); ``None`` where it does not run."""
     from torch.utils.flop_counter import FlopCounterMode
+
+    from exporter.structure import input_embedding
 
     config = model.config
     counter = FlopCounterMode(display=False)
@@ -67,7 +61,7 @@ def count_flops(model: Any) -> tuple[float | None, int]:
     else:
         limit = getattr(config, "max_position_embeddings", None)
         tokens = min(TOKENS, limit - 2 if isinstance(limit, int) and limit > 2 else TOKENS)
-        vocabulary = getattr(_embedding(model), "num_embeddings", None) or getattr(config, "vocab_size", None)
+        vocabulary = getattr(input_embedding(model), "num_embeddings", None) or getattr(config, "vocab_size", None)
         ids = torch.full((1, tokens), min(5, (vocabulary or 6) - 1))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -153,8 +154,6 @@ def save_model(
 
 def _card(source: Source) -> str:
     """A model card that claims nothing of the changed model, with the licence of the one that it came from."""
-    import json
-
     front = f"---\nlicense: {json.dumps(source.licence)}\n---\n" if source.licence else ""
     return (
         f"{front}# {source.name}, changed\n\n"

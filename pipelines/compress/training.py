@@ -184,17 +184,20 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint of a training that is whole; what an interruption left half written is removed."""
     whole = []
     for path in folder.glob("checkpoint-*"):
-        try:  # the state is what is written last
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            remove_tree(path)
-            continue
-        # What is left out of these is begun anew without a word, and the weights become others.
-        if all(any(path.glob(pattern)) for pattern in _NEEDED):
+        if _is_whole(path):
             whole.append(path)
         else:
             remove_tree(path)
     return max(whole, key=_step_of, default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether nothing is missing: what is would be begun anew without a word, and the weights become others."""
+    try:  # the state is what is written last
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(any(checkpoint.glob(pattern)) for pattern in _NEEDED)
 
 
 def _step_of(checkpoint: Path) -> int:

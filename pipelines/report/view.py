@@ -201,8 +201,8 @@ class ReportView:
     @cached_property
     def device_rows(self) -> list[tuple[str, list[TimedRow]]]:
         """Per operating point what a GPU did when it was kept busy, the most runs a second first; empty without one."""
-        timed: list[tuple[str, Mapping[str, Any], list[str]]] = [
-            (baselines.label(name), data, []) for name, data in self.baselines.items()
+        timed: list[tuple[str, Mapping[str, Any], list[str] | None]] = [
+            (baselines.label(name), data, None) for name, data in self.baselines.items()
         ]
         timed += [(variant.id, variant.data, variant.selected_for) for variant in self.variants]
         tables = []
@@ -212,7 +212,7 @@ class ReportView:
                 figures = mapping(data, "device", "points", name)
                 if number(figures.get("runs_per_s")) is None:
                     continue
-                tone = "baseline" if data in self.baselines.values() else "chosen" if name in chosen else "plain"
+                tone = "baseline" if chosen is None else "chosen" if name in chosen else "plain"
                 rows.append(TimedRow(label, {**figures, "memory_bytes": dig(data, "device", "memory_bytes")}, tone))
             if rows:
                 tables.append((name, sorted(rows, key=lambda row: -(number(row.figures["runs_per_s"]) or 0.0))))
