@@ -305,7 +305,8 @@ class GraphSession(Session):
         return f"not captured: {self.refusal}" if self.refusal else "captured"
 
     def close(self) -> None:
-        self._often.held.clear()
+        with TURNS.working():
+            self._often.held.clear()
 
 
 class CudaSession(GraphSession):

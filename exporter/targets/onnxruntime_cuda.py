@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
+import weakref
 from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, MutableMapping, MutableSequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -107,6 +107,10 @@ class OnnxRuntimeCudaSession(GraphSession):
     ONNX Runtime keeps what it captured by thread: another thread that runs the same binding captures it again, in the
     middle of what others do. So `run` works in one thread, the session's own, whoever calls it. What somebody bound is
     captured in the thread that bound it, and is to be run there.
+
+    What ONNX Runtime holds is destroyed in that thread too, in its turn: to destroy a captured graph while another one
+    is being captured ends the process (https://github.com/microsoft/onnxruntime/pull/32081). A session that nobody
+    closed is destroyed so when it is collected, unless bindings of it are still held.
     """
 
     def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
@@ -114,51 +118,76 @@ class OnnxRuntimeCudaSession(GraphSession):
         self._precision, self._threads = precision, threads
         self._numbers = itertools.count(1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="planish-onnxruntime-cuda")
+        self._opened: list[onnxruntime.InferenceSession] = []
         try:
-            self._session = open_cuda_session(artifact.path, threads, capture=not self.refusal)
+            self._reopen(capture=not self.refusal)
         except RequestError as error:
             if self.refusal:
                 raise
             # Where ONNX Runtime would have to leave operators to the processor it captures nothing.
-            self._session = open_cuda_session(artifact.path, threads, capture=False)
+            self._reopen(capture=False)
             self.refusal = str(error.remedy or error.what)
+        weakref.finalize(self, _destroy_in, self._thread, self._opened, self._often.held).atexit = False
+
+    def _reopen(self, *, capture: bool) -> None:
+        self._opened[:] = [open_cuda_session(self.artifact.path, self._threads, capture=capture)]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         return self._thread.submit(super().run, inputs).result()
 
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it was closed before
-            self._thread.submit(super().close).result()  # what was captured is let go where it was
-        self._thread.shutdown()
+        done = _destroy_in(self._thread, self._opened, self._often.held)
+        if done is not None:  # else it was closed before
+            done.result()
+            self._thread.shutdown()
 
     def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
         with TURNS.capturing():
             if not self.refusal:
                 try:
-                    return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, next(self._numbers))
+                    return self._binding(arrays, next(self._numbers))
                 except Exception as error:  # ONNX Runtime has no common base class for its errors
                     # What uses the GPU in this process without taking turns disturbs a capture, and a session whose
                     # capture failed fails from then on: another one goes on without.
-                    self._session = open_cuda_session(self.artifact.path, self._threads, capture=False)
+                    self._reopen(capture=False)
                     self.refusal = first_line(error)
                     self._often.held.clear()
-            return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, NOT_CAPTURED)
+            return self._binding(arrays, NOT_CAPTURED)
 
     def _bind_once(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
-        return OnnxRuntimeCudaBinding(self._session, self.artifact, arrays, NOT_CAPTURED)
+        return self._binding(arrays, NOT_CAPTURED)
+
+    def _binding(self, arrays: dict[str, Array], number: int) -> OnnxRuntimeCudaBinding:
+        return OnnxRuntimeCudaBinding(self._opened[0], self.artifact, arrays, number)
 
     def executed(self) -> dict[str, Any]:
         import onnxruntime as ort
 
-        placed = nodes_by_provider(self._session)
+        placed = nodes_by_provider(self._opened[0])
         return {
             "runtime": f"onnxruntime {ort.__version__}",
             "device": "cuda",
-            "provider": self._session.get_providers()[0],
+            "provider": self._opened[0].get_providers()[0],
             "precision": self._precision,
             "nodes": dict(placed),
             "cuda_graphs": self.graphs(),
         }
+
+
+def _destroy_in(
+    thread: ThreadPoolExecutor, *held: MutableSequence[Any] | MutableMapping[Any, Any]
+) -> Future[None] | None:
+    """Empty what is held in a thread, in its turn; ``None`` where the thread takes no more work."""
+
+    def destroy() -> None:
+        with TURNS.working():
+            for each in held:
+                each.clear()
+
+    try:
+        return thread.submit(destroy)
+    except RuntimeError:
+        return None
 
 
 def open_cuda_session(path: Path, threads: int, *, capture: bool) -> onnxruntime.InferenceSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSp
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets import get_target, onnxruntime_cuda
 from exporter.targets.base import Availability
-from exporter.targets.cuda import GraphBinding
+from exporter.targets.cuda import TURNS, GraphBinding
 from exporter.targets.onnxruntime_cuda import (
     CUDA_PROVIDER,
     NOT_CAPTURED,
@@ -142,6 +143,41 @@ def test_all_runs_of_a_fake_session_are_in_the_thread_that_captures_them(
         session.run({"y": np.zeros((1, 4), np.float32)})
     session.close()
     session.close()
+
+
+@pytest.mark.parametrize("let_go", ["close", "forget"])
+def test_a_fake_session_is_destroyed_in_its_own_thread_and_not_amid_a_capture(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, let_go: str
+) -> None:
+    """ONNX Runtime is pretended: to destroy what it captured while something else is captured ends the process."""
+    destroyed: list[tuple[str, bool]] = []
+    captures, done = threading.Event(), threading.Event()
+
+    class Pretended:
+        def __del__(self) -> None:
+            destroyed.append((threading.current_thread().name, captures.is_set()))
+            done.set()
+
+    monkeypatch.setattr(onnxruntime_cuda, "open_cuda_session", lambda *given, capture: Pretended())
+    held = [OnnxRuntimeCudaSession(artifact, "fp32", 1)]
+
+    def forget() -> None:
+        if let_go == "close":
+            held[0].close()
+        held.clear()
+        gc.collect()
+
+    with TURNS.capturing():
+        captures.set()
+        forgets = threading.Thread(target=forget)
+        forgets.start()
+        assert not done.wait(0.3)
+        captures.clear()
+    assert done.wait(60)
+    forgets.join(60)
+    ((thread, amid),) = destroyed
+    assert thread.startswith("planish-onnxruntime-cuda")
+    assert not amid
 
 
 def test_captures_can_be_switched_off(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
