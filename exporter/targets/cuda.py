@@ -214,14 +214,14 @@ class CudaBinding(GraphBinding):
     Args:
         device: The GPU.
         call: Takes the inputs by name and returns the outputs by name, on the device.
-        arrays: The inputs.
+        inputs: The inputs, on the device (`Cuda.put`).
         capture: Try to capture it.
     """
 
-    def __init__(self, device: Cuda, call: Call, arrays: Mapping[str, Array], *, capture: bool) -> None:
+    def __init__(self, device: Cuda, call: Call, inputs: dict[str, Any], *, capture: bool) -> None:
         self._device = device
         self._call = call
-        self._inputs = device.put(arrays)
+        self._inputs = inputs
         self._results: dict[str, Any] | None = None
         self._replay: Callable[[], None] | None = None
         self._captured: dict[str, Any] = {}  # what each replay writes to: nothing has yet, when it is captured
@@ -298,7 +298,7 @@ class GraphSession(Session):
 
     @abstractmethod
     def _bind_once(self, arrays: dict[str, Array]) -> GraphBinding:
-        """Bind for a single run."""
+        """Bind for a single run, of which it takes the turn."""
 
     def graphs(self) -> str:
         """For `executed`: whether runs are captured, and why not where they are not."""
@@ -325,9 +325,11 @@ class CudaSession(GraphSession):
         return self.call
 
     def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
-        binding = CudaBinding(self.device, self.call_to_capture(), arrays, capture=not self.refusal)
+        with TURNS.working():
+            call, inputs = self.call_to_capture(), self.device.put(arrays)
+        binding = CudaBinding(self.device, call, inputs, capture=not self.refusal)
         self.refusal = self.refusal or binding.refusal
         return binding
 
     def _bind_once(self, arrays: dict[str, Array]) -> CudaBinding:
-        return CudaBinding(self.device, self.call, arrays, capture=False)
+        return CudaBinding(self.device, self.call, self.device.put(arrays), capture=False)

@@ -80,7 +80,7 @@ class EagerSession(Session):
         import torch
 
         if self.device is not None:
-            return CudaBinding(self.device, self._on_device, arrays, capture=False)
+            return CudaBinding(self.device, self._on_device, self.device.put(arrays), capture=False)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return PyTorchBinding(self.call, self._lowered(tensors))
 
@@ -207,7 +207,7 @@ class CompiledSession(EagerSession):
                 binding, runs = super()._bind(arrays), 1
             else:
                 captured = self.graphs == "captured"
-                binding = CudaBinding(self.device, self._on_device, arrays, capture=captured)
+                binding = CudaBinding(self.device, self._on_device, self.device.put(arrays), capture=captured)
                 runs = 1 if captured else CAPTURED_AFTER
             for _ in range(runs):
                 binding.run()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec
 from exporter.errors import EnvironmentLackError, RequestError
-from exporter.targets.cuda import MOST_GRAPHS, SWITCH, WARM_RUNS, Cuda, CudaBinding, CudaSession
+from exporter.targets.cuda import MOST_GRAPHS, SWITCH, TURNS, WARM_RUNS, Cuda, CudaBinding, CudaSession
 from exporter.targets.shape_cache import PATIENCE
 from tests.exporter.targets.fake_cuda import UNWRITTEN, FakeCuda
 
@@ -94,7 +96,7 @@ def test_refilling_copies_arrays_that_are_read_only_too() -> None:
 
 def test_a_binding_is_captured_on_a_fake_gpu_and_replayed_from_then_on() -> None:
     device, call = FakeCuda(), CountedCall()
-    binding = CudaBinding(device, call, given(3), capture=True)
+    binding = CudaBinding(device, call, device.put(given(3)), capture=True)
     assert binding.captured
     assert len(device.captures) == 1
     assert call.count == WARM_RUNS + 1
@@ -108,7 +110,8 @@ def test_a_binding_is_captured_on_a_fake_gpu_and_replayed_from_then_on() -> None
 
 
 def test_outputs_of_a_captured_binding_stay_where_they_are_on_a_fake_gpu() -> None:
-    binding = CudaBinding(FakeCuda(), CountedCall(), given(3), capture=True)
+    device = FakeCuda()
+    binding = CudaBinding(device, CountedCall(), device.put(given(3)), capture=True)
     binding.run()
     first = binding.outputs()["y"]
     binding.refill(given(3, 9.0))
@@ -119,7 +122,8 @@ def test_outputs_of_a_captured_binding_stay_where_they_are_on_a_fake_gpu() -> No
 
 @pytest.mark.parametrize("capture", [False, True], ids=["not captured", "captured"])
 def test_outputs_before_the_first_run_are_refused_on_a_fake_gpu(capture: bool) -> None:
-    binding = CudaBinding(FakeCuda(), CountedCall(), given(1), capture=capture)
+    device = FakeCuda()
+    binding = CudaBinding(device, CountedCall(), device.put(given(1)), capture=capture)
     for ask in (binding.outputs, binding.host_outputs):
         with pytest.raises(RequestError, match="before the first run"):
             ask()
@@ -245,6 +249,31 @@ def test_arrays_that_are_read_only_or_strided_reach_a_fake_gpu_whole() -> None:
     turned = np.asfortranarray(array)
     turned.flags.writeable = False
     np.testing.assert_array_equal(session.run({"x": turned})["y"], 2 * array + 1)
+
+
+@pytest.mark.parametrize("does", ["bind", "run", "close"])
+def test_a_session_touches_a_fake_gpu_in_its_turn_only(does: str) -> None:
+    """While ONNX Runtime captures, whatever another thread allocates fails."""
+    puts = []
+
+    class Watched(FakeCuda):
+        def put(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+            puts.append(arrays)
+            return super().put(arrays)
+
+    session = FakeSession(Watched())
+    held = session._often.held
+    held["a shape"] = session.bind(given(1))
+    do = {"bind": session.bind, "run": session.run, "close": lambda inputs: session.close()}[does]
+    work = threading.Thread(target=do, args=(given(2),))
+    with TURNS.capturing():
+        work.start()
+        work.join(0.3)
+        assert work.is_alive()
+        assert (len(puts), len(held)) == (1, 1)
+    work.join(60)
+    assert not work.is_alive()
+    assert (len(puts), len(held)) == ((1, 0) if does == "close" else (2, 1))
 
 
 def test_a_fake_session_whose_captures_are_switched_off_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
