@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import datetime
+import itertools
 import json
 import math
 import os
@@ -28,6 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from gpu_table import table
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parent.parent
@@ -139,7 +142,11 @@ def check(asked: argparse.Namespace, work: Path, keep: Callable[[Mapping[str, An
         stage("compare")
         sound_ones = {name: one for name, one in made.items() if not one["error"]}
         jobs_of = {
-            (name, kind): {variant: pool.submit(step, kind, str(work / name), variant) for variant in one["variants"]}
+            (name, kind): {
+                " and ".join(some): pool.submit(step, kind, str(work / name), *some)
+                for some in [(variant,) for variant in one["variants"]]
+                + (pairs(one["variants"]) if kind == "together" else [])
+            }
             for name, one in sound_ones.items()
             for kind in ("parity", "together")
         }
@@ -166,6 +173,12 @@ def sound(model: Mapping[str, Any]) -> bool:
     workers = {**latency.get("baselines", {}), **latency.get("variants", {})}
     timed = "error" not in latency and all(worker["error"] is None for worker in workers.values())
     return not model["error"] and not model["failed"] and timed and bool(compared) and set(verdicts) == {"passed"}
+
+
+def pairs(variants: Sequence[str]) -> list[tuple[str, ...]]:
+    """The FP16 variants of each two targets: what one process may hold side by side."""
+    halves = [name for target in TARGETS if (name := f"{target}-fp16") in variants]
+    return list(itertools.combinations(halves, 2))
 
 
 def _made(name: str, folder: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:
@@ -456,46 +469,73 @@ def parity(place: str, variant_id: str) -> dict[str, Any]:
     }
 
 
-def together(place: str, variant_id: str) -> dict[str, Any]:
-    """Run two sessions of a variant in one process, from several threads that change shapes: captured in the middle."""
-    from threading import Barrier
+def together(place: str, *variant_ids: str) -> dict[str, Any]:
+    """Run two sessions in one process, from several threads that change shapes: captured in the middle.
 
-    target, variant, artifact = _variant(place, variant_id, built=True)
-    trusted = _trusted(target, artifact)
-    sessions = [target.open(artifact, variant, threads=4, trusted_digests=trusted) for _ in range(2)]
+    Beside them others are opened, captured and closed. The two are of one variant, or one of each of two.
+    """
+    from threading import Barrier, Event
+
+    opened = [_variant(place, variant_id, built=True) for variant_id in variant_ids]
+
+    def open_one(number: int) -> Any:
+        target, variant, artifact = opened[number % len(opened)]
+        return target.open(artifact, variant, threads=4, trusted_digests=_trusted(target, artifact))
+
+    sessions = [open_one(number) for number in range(2)]
     labels = (*POINTS, "odd")
     given = {label: _load(place, label) for label in labels}
-    wanted = {label: sessions[0].bind(arrays) for label, arrays in given.items()}
-    first = {}
-    for label, binding in wanted.items():
-        binding.run()
-        first[label] = binding.host_outputs()
-    start = Barrier(THREADS_TOGETHER)
+    wanted = [{label: session.bind(arrays) for label, arrays in given.items()} for session in sessions]
+    first: list[dict[str, Any]] = [{} for _ in sessions]
+    for number, bindings in enumerate(wanted):
+        for label, binding in bindings.items():
+            binding.run()
+            first[number][label] = binding.host_outputs()
+    start, done = Barrier(THREADS_TOGETHER + 1), Event()
+
+    def difference(number: int, label: str, outputs: Mapping[str, Any]) -> float:
+        found = _errors(outputs, first[number % 2][label], given[label]).values()
+        return max(error if error == error else math.inf for error in found)
 
     def work(number: int) -> float:
-        worst = 0.0
         start.wait()
-        for turn in range(RUNS_TOGETHER * len(labels)):
-            label = labels[(turn + number) % len(labels)]
-            outputs = sessions[number % 2].run(given[label])
-            found = _errors(outputs, first[label], given[label]).values()
-            worst = max(worst, *(error if error == error else math.inf for error in found))
-        return worst
+        turns = [labels[(turn + number) % len(labels)] for turn in range(RUNS_TOGETHER * len(labels))]
+        return max(difference(number, label, sessions[number % 2].run(given[label])) for label in turns)
+
+    def come_and_go() -> tuple[float, int]:
+        start.wait()
+        worst, count = 0.0, 0
+        while not done.is_set():
+            session = open_one(count)
+            session.bind(given["odd"])
+            worst = max(worst, difference(count, "odd", session.run(given["odd"])))
+            session.close()
+            count += 1
+        return worst, count
 
     begin = time.monotonic()
-    with ThreadPoolExecutor(THREADS_TOGETHER) as pool:
-        worst = max(pool.map(work, range(THREADS_TOGETHER)))
+    with ThreadPoolExecutor(THREADS_TOGETHER + 1) as pool:
+        others, works = pool.submit(come_and_go), [pool.submit(work, number) for number in range(THREADS_TOGETHER)]
+        try:
+            worst = max(job.result() for job in works)
+        finally:
+            done.set()
+        worst_of_others, came_and_went = others.result()
     told = [session.executed().get("cuda_graphs", "") for session in sessions]
     for session in sessions:
         session.close()
-    least = _plan(place)["own"].get(variant.precision, {})
-    limit = max(least.values(), default=1.0)  # a kernel may be another one when captured: no more than rounding
+    own = _plan(place)["own"]
+    least = [error for _, variant, _ in opened for error in own.get(variant.precision, {}).values()]
+    limit = max(least, default=1.0)  # a kernel may be another one when captured: no more than rounding
+    worst = max(worst, worst_of_others)
     return {
         "verdict": "passed" if worst <= limit else "failed",
         "rms": worst,
         "limit": limit,
         "cuda_graphs": told,
+        "threads": THREADS_TOGETHER,
         "runs": THREADS_TOGETHER * RUNS_TOGETHER * len(labels),
+        "came_and_went": came_and_went,
         "took_s": time.monotonic() - begin,
     }
 
@@ -586,107 +626,6 @@ STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "together": together,
     "latency": latency,
 }
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """The results for people, as Markdown."""
-    environment = found["environment"]
-    gpu = environment["machine"]["gpu"]
-    device = gpu["devices"][0] if gpu["devices"] else {}
-    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    lines = [
-        f"# {device.get('name', 'GPU')}, {found['date']}",
-        "",
-        f"Compute capability {device.get('compute_capability')}, driver {gpu['driver']}, Python "
-        f"{environment['machine']['python']}, {packages}; processor {environment['machine']['cpu']['model']}. "
-        f"{_took(found['stages_s'])} All that ran is {'right' if found['ok'] else '**not right**'}.",
-        "",
-        "Times are medians of `binding.run()`, inputs and outputs on the GPU, the host waiting for each run; in "
-        "brackets the 95 % interval of the ratio to the fastest PyTorch baseline at that point. *queued* is a run "
-        "among others that the host does not wait for, by the GPU's own events where the runtime shows its stream; "
-        "energy is the GPU's alone. Parity is the largest RMS error against FP64, in multiples of PyTorch's own error "
-        "in that precision on this GPU.",
-        *(f"\n{note}" for note in found.get("notes", [])),
-    ]
-    for name, model in found["models"].items():
-        lines += ["", f"## {name} ({model.get('weights', 'not made')} weights)", ""]
-        if model["error"]:
-            lines += [f"Failed: {model['error']}"]
-            continue
-        lines += _figures(model)
-        own = "; ".join(
-            f"{precision} {max(errors.values()):.2g}" for precision, errors in model["pytorch_errors"].items()
-        )
-        lines += ["", f"PyTorch's own RMS errors: {own}.", ""]
-        for what in ("skipped", "failed"):
-            lines += [f"- {what}: {variant}: {reason}" for variant, reason in model[what].items()]
-        broken = {variant: record["error"] for variant, record in model["parity"].items() if "error" in record}
-        lines += [f"- did not run: {variant}: {reason}" for variant, reason in broken.items()]
-        lines += [f"- {note}" for note in model["latency"].get("notes", [])]
-        lines += _together(model.get("together", {}))
-    return "\n".join(lines) + "\n"
-
-
-def _together(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What several threads at once gave, of each variant."""
-    lines = []
-    for variant, record in records.items():
-        if "error" in record:
-            lines.append(f"- from several threads: {variant}: {record['error']}")
-        elif record["verdict"] != "passed":
-            lines.append(f"- from several threads: {variant}: differs by {record['rms']:.2g} from a run alone")
-    if records and not lines:
-        runs = next(iter(records.values()))["runs"]
-        lines.append(
-            f"- from several threads: {THREADS_TOGETHER} threads, two sessions in a process, shapes changing, {runs} "
-            "runs of each variant, captured in the middle of them: the outputs are those of a run alone"
-        )
-    return lines
-
-
-def _took(stages_s: Mapping[str, float]) -> str:
-    if "done" not in stages_s:
-        return "`make gpu-check` did not come to its end."
-    return f"Everything took {stages_s['done']:.0f} s (`make gpu-check`)."
-
-
-def _figures(model: Mapping[str, Any]) -> list[str]:
-    latency = model["latency"]
-    if "error" in latency:
-        return [f"Not timed: {latency['error']}"]
-    heads = [f"{point} µs | over PyTorch | queued µs | runs/s | mJ/run" for point in latency["points"]]
-    head = f"| | {' | '.join(heads)} | parity | opens in s | GPU MB |"
-    lines = [head, "| --- |" + " ---: |" * (head.count("|") - 2)]
-    workers = {**latency["baselines"], **latency["variants"]}
-    for name, worker in workers.items():
-        cells = []
-        for point in latency["points"]:
-            timing, seen = worker["points"].get(point), worker["device"].get("points", {}).get(point, {})
-            if timing is None:
-                cells += [f"failed: {worker['error']}", "", "", "", ""]
-                continue
-            ratio, low, high = (timing[f"speedup_vs_best_pytorch{end}"] for end in ("", "_low", "_high"))
-            cells += [
-                f"{1e3 * timing['p50_ms']:.0f}",
-                "" if ratio is None else f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
-                _number(seen.get("run_ms"), 1e3, 0),
-                _number(seen.get("runs_per_s"), 1, 0),
-                _number(seen.get("energy_j"), 1e3, 1),
-            ]
-        record = model["parity"].get(name, {})
-        error = f"{max(record['times_pytorch'].values()):.2f}" if record.get("times_pytorch") else ""
-        memory = worker["device"].get("memory_bytes")
-        cells += [error, _number(record.get("open_s"), 1, 2), _number(memory, 1e-6, 0)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    clocks = [seen for worker in workers.values() for seen in worker["device"].get("points", {}).values()]
-    if clocks and all(seen["sm_mhz"] is not None and seen["temperature_c"] is not None for seen in clocks):
-        mhz, warm = [seen["sm_mhz"] for seen in clocks], [seen["temperature_c"] for seen in clocks]
-        lines += ["", f"Clock of the multiprocessors {min(mhz)} to {max(mhz)} MHz, {min(warm)} to {max(warm)} °C."]
-    return lines
-
-
-def _number(value: float | None, scale: float, digits: int) -> str:
-    return "" if value is None else f"{scale * value:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import subprocess
 import sys
@@ -11,25 +12,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
+from safetensors.numpy import save_file
 
+from exporter.artifact import Axis, InputContract, Signature, TensorSpec
 from exporter.hardware import gpu
+from exporter.targets.onnxruntime import OnnxRuntimeSession
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_check.py"
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # where Python looks when it runs the script
+    return importlib.import_module("gpu_check")
 
 
 @pytest.mark.skipif(gpu()["available"], reason="there is a GPU: it would run")
@@ -74,15 +75,81 @@ def test_what_failed_is_not_sound(script: ModuleType) -> None:
 
 
 def test_what_went_wrong_among_threads_is_told_by_variant(script: ModuleType) -> None:
-    right = {"verdict": "passed", "rms": 0.0, "runs": 1200}
-    assert script._together({}) == []
-    (line,) = script._together({"a": right, "b": right})
-    assert "1200 runs of each variant" in line
-    told = script._together({"a": right, "b": {**right, "verdict": "failed", "rms": 0.25}, "c": {"error": "signal 11"}})
+    import gpu_table
+
+    right = {"verdict": "passed", "rms": 0.0, "threads": 4, "runs": 1200, "came_and_went": 3}
+    assert gpu_table.together({}) == []
+    (line,) = gpu_table.together({"a": right, "a and b": right})
+    assert "4 threads" in line
+    assert "1200 runs of each of a, a and b" in line
+    assert "while 6 other sessions" in line
+    told = gpu_table.together(
+        {"a": right, "b": {**right, "verdict": "failed", "rms": 0.25}, "c": {"error": "signal 11"}}
+    )
     assert told == [
         "- from several threads: b: differs by 0.25 from a run alone",
         "- from several threads: c: signal 11",
     ]
+
+
+def test_variants_of_each_two_targets_meet_in_one_process(script: ModuleType) -> None:
+    made = ["onnxruntime-cuda-fp32", "onnxruntime-cuda-fp16", "inductor-cuda-fp16", "inductor-cuda-fp16-shaped"]
+    assert script.pairs(made) == [("onnxruntime-cuda-fp16", "inductor-cuda-fp16")]
+    assert script.pairs(["onnxruntime-cuda-fp16"]) == []
+
+
+@pytest.fixture
+def place(tmp_path: Path, script: ModuleType) -> Path:
+    """What `prepare` leaves, of a model that says where a mask is; for processors."""
+    body = "{ y = Cast<to = 1>(attention_mask) }"
+    signature = "g (int64[batch, sequence] attention_mask) => (float[batch, sequence] y)"
+    onnx.save(
+        onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 20]> {signature} {body}'), tmp_path / "m.onnx"
+    )
+    axes = ("batch", "sequence")
+    tensors = ((TensorSpec("attention_mask", "int64", axes),), (TensorSpec("y", "float32", axes),))
+    plan = {
+        "files": {"onnx-fp32": str(tmp_path / "m.onnx")},
+        "signature": Signature(*tensors, (Axis("batch", 1, 64), Axis("sequence", 1, 512))).to_dict(),
+        "contract": InputContract().to_dict(),
+        "own": {"fp32": {"y": 1e-6}},
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    for label, shape in {**script.POINTS, "odd": script.ODD}.items():
+        save_file({"attention_mask": np.ones(shape, np.int64)}, tmp_path / f"{label}.safetensors")
+    return tmp_path
+
+
+def test_sessions_of_two_runtimes_on_the_processor_give_in_threads_what_they_give_alone(
+    script: ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "RUNS_TOGETHER", 20)
+    found = script.together(str(place), "onnxruntime-cpu-fp32", "openvino-cpu-fp32")
+    assert (found["verdict"], found["rms"], found["runs"]) == ("passed", 0.0, 240)
+    assert found["came_and_went"] > 0
+
+
+@pytest.mark.parametrize("wrong", ["run", "open"])
+def test_one_wrong_output_among_threads_or_in_a_session_opened_beside_them_is_seen(
+    script: ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    class Wrong(OnnxRuntimeSession):
+        opened = runs = 0
+
+        def __init__(self, *given: Any, **how: Any) -> None:
+            super().__init__(*given, **how)
+            Wrong.opened += 1
+            self.late = Wrong.opened > 2
+
+        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+            Wrong.runs += 1
+            spoilt = self.late if wrong == "open" else Wrong.runs == 7
+            return {name: array + spoilt for name, array in super().run(inputs).items()}
+
+    monkeypatch.setattr(script, "RUNS_TOGETHER", 20)
+    monkeypatch.setattr("exporter.targets.onnxruntime.OnnxRuntimeSession", Wrong)
+    found = script.together(str(place), "onnxruntime-cpu-fp32")
+    assert (found["verdict"], found["rms"]) == ("failed", 1.0)
 
 
 def test_a_step_that_fails_or_crashes_is_told(
