@@ -21,13 +21,15 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
 from exporter.structure.checkpoint import WEIGHTS, stored_once
-from pipelines.compress.examples import COUNTED, TARGET, Example, Examples, collator
+from pipelines.compress.examples import COUNTED, INDEX, TARGET, Example, Examples, collator
 from pipelines.compress.objectives import IGNORED, hard_targets
 from pipelines.compress.sections import Training
 from pipelines.disk import remove_tree
 from pipelines.processes import report_progress
 
 _LOGGED_STEPS = 20
+_SILENT = -1
+"""The number of a row that is there to make devices run equally often."""
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 """What a checkpoint holds beside its state."""
 # Its name in transformers 5.23 and later, and before.
@@ -134,7 +136,7 @@ def train(
     _refuse_silent_fp32(trainer, settings)
     trainer.objective = objective
     trainer.input_names = examples.inputs
-    trainer.order = _Order(examples.lengths, settings.batch_size, seed)
+    trainer.order = _Order(examples.lengths, settings.batch_size, seed, whole=1 if world == 1 else micro * world)
     trainer.remove_callback(PrinterCallback)  # it prints every record
     last = last_checkpoint(folder)
     began = time.monotonic()
@@ -209,7 +211,7 @@ def _all_finite(model: Any) -> bool:
 
 
 class _Rows(torch.utils.data.Dataset[Example]):
-    """Examples, as `torch` wants a data set to be."""
+    """Examples, as `torch` wants a data set to be; under the number `_SILENT` one of which nothing counts."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
@@ -218,25 +220,34 @@ class _Rows(torch.utils.data.Dataset[Example]):
         return len(self.examples)
 
     def __getitem__(self, number: int) -> Example:
-        return self.examples[number]
+        if number != _SILENT:
+            return self.examples[number]
+        some = self.examples[0]
+        return some | {key: np.full_like(some[key], IGNORED) for key in (COUNTED, TARGET)} | {INDEX: _SILENT}
 
 
 class _Order(torch.utils.data.Sampler[int]):
     """The order of an epoch: rows of like length in a batch, batches at random; by seed and epoch alone, so that an
-    interrupted training goes on with it, and all devices and divisions of the batch see the same."""
+    interrupted training goes on with it, and all devices and divisions of the batch see the same.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    Its length is a multiple of `whole`: silent rows end it. Without them `accelerate` would take some of the epoch's
+    first rows again, to give each of several devices as many.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, whole: int = 1) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+        self.silent = -len(self.lengths) % whole
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.silent
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return iter([*order, *[_SILENT] * self.silent])
 
 
 class _Trainer(Trainer):
@@ -263,9 +274,9 @@ class _Trainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        mine = {name: inputs[name] for name in self.input_names}
-        total, outputs = self.objective(model, inputs, mine)
-        count = num_items_in_batch
+        heard, share = (inputs, 1.0) if self.order is None or not self.order.silent else _heard(inputs)
+        total, outputs = self.objective(model, heard, {name: heard[name] for name in self.input_names})
+        total, count = share * total, num_items_in_batch
         if count is None:
             count = inputs[COUNTED].ne(IGNORED).sum().clamp(min=1)
         loss = total / count
@@ -303,6 +314,17 @@ class _Trainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Shared tensors are missing in a checkpoint under all names but the first, and that is right."""
+
+
+def _heard(batch: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """The rows of a batch that are not silent; of one without such a silent row, and the share 0 that it has in a loss.
+
+    Each device has to run something, or the others wait for its gradients.
+    """
+    rows = (batch[INDEX] != _SILENT).nonzero().flatten()
+    if len(rows):
+        return {key: values[rows] for key, values in batch.items()}, 1.0
+    return {key: values[:1] for key, values in batch.items()}, 0.0
 
 
 class _NotANumber(Exception):
