@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from exporter.errors import GateError, RequestError
 from exporter.original.plain import original_arguments
 from pipelines.compress.forms import DENSE, FOUND, SMALLER
+from pipelines.compress.placing import free_place, put
 from pipelines.progress import Progress
 
 
@@ -65,7 +65,7 @@ def certify(
 
     progress, threads = progress or Progress(quiet=True), threads or usable_cores()
     asked = [] if claims is None else parse_claims(claims)
-    place = None if out is None else _free(Path(out))
+    place = None if out is None else free_place(Path(out))
     source = resolve_source(checkpoint, trust_remote_code=trust)
     if not source.is_folder:
         remedy = f"This is {source.kind}: name the folder of the checkpoint that it was made from"
@@ -86,7 +86,7 @@ def certify(
         removal = record["removal"]
         proven = removal is not None and removal["parity"]["verdict"] == "passed"
         if proven and place is not None:
-            _put(Path(scratch) / SMALLER, place)
+            put(Path(scratch) / SMALLER, place)
             removal["folder"] = str(place)
         if latency and wording.worth_measuring(record):
             forms = {DENSE: str(Path(scratch) / DENSE), FOUND: checkpoint}
@@ -97,21 +97,3 @@ def certify(
     if place is not None and removal is not None and not proven:
         raise GateError("the smaller checkpoint was not written", place, removal["parity"]["reason"])
     return record
-
-
-def _free(out: Path) -> Path:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError("there is something already where the checkpoint is to go", out, "Name a new folder")
-    if not out.resolve().parent.is_dir():
-        raise RequestError("the folder to write into does not exist", out.resolve().parent, "Make it first")
-    return out
-
-
-def _put(folder: Path, place: Path) -> None:
-    """Copy what was written to where it is wanted, whole or not at all."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.resolve().parent))
-    try:
-        shutil.copytree(folder, partial / "whole")
-        (partial / "whole").rename(place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

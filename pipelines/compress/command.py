@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import RequestError
 from pipelines.cache import Cache
 from pipelines.compress.launched import Ranks, join, leave
+from pipelines.compress.placing import free_place, put
 from pipelines.compress.ranks import is_first, is_launched
 from pipelines.compress.run import Compressed, compress
-from pipelines.disk import disk_errors
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 
@@ -42,8 +41,7 @@ def compress_recipe(
 
     if not recipe.compress.steps:
         raise RequestError("the recipe has no steps to compress by", recipe.source, "Give compress.steps")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError("the output folder is taken", out, "Choose another --out")
+    free_place(out)
     launched = is_launched()
     progress = progress or Progress(quiet=True)
     if launched:
@@ -72,5 +70,4 @@ def _write(done: Compressed, out: Path) -> None:
     source = done.source
     if source.path is None:
         raise RequestError("the compressed model has no folder", source.spec)
-    with disk_errors(out, "Choose another --out"):
-        shutil.copytree(source.path, out, dirs_exist_ok=True)
+    put(source.path, out)

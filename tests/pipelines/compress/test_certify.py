@@ -352,7 +352,6 @@ def test_wrong_requests_end_with_2(model_folder: Folders, tmp_path: Path, here: 
         ["tests.models:conv_factory"],
         [folder, "--task", "no-such-task"],
         [folder, "--out", taken],
-        [folder, "--out", tmp_path / "no" / "parent"],
         [folder, "--claims", "small=1"],
         [folder, "--claims", "sparsity=1.5"],
         [folder, "--points", "fast"],

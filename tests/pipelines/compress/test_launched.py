@@ -70,7 +70,7 @@ def test_what_is_wrong_is_said_before_anything_runs(recipe: Path, tmp_path: Path
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").write_text("")
-    with pytest.raises(RequestError, match="the output folder is taken"):
+    with pytest.raises(RequestError, match="something already where the model is to go"):
         compress_recipe(load_recipe(recipe), taken)
     with pytest.raises(RequestError, match="no steps to compress by"):
         compress_recipe(load_recipe(recipe, ["compress.steps=[]"]), tmp_path / "out")

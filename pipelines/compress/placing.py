@@ -1,0 +1,55 @@
+"""Where a model folder goes that somebody asked for: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from exporter.errors import RequestError
+from pipelines.disk import disk_errors, make_folder
+
+_REMEDY = "choose another --out"
+_LAST = "config.json"
+"""Without it nothing takes a folder for a model."""
+
+
+def free_place(out: Path) -> Path:
+    """Make sure, before any work, that a model folder can be written there; folders above it are made.
+
+    Args:
+        out: An empty folder (a mounted one, say), or a name that is free.
+
+    Raises:
+        RequestError: There is something already, or no folder can be made there.
+        EnvironmentLackError: Writing is not allowed there, or no space is left.
+    """
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError("there is something already where the model is to go", out, "Choose another --out")
+    with disk_errors(out, _REMEDY), _scratch(out):
+        return out
+
+
+def put(folder: Path, out: Path) -> None:
+    """Copy a model folder to where it is wanted.
+
+    Raises:
+        RequestError: Something has appeared there meanwhile.
+        EnvironmentLackError: Writing is not allowed there any more, or no space is left.
+    """
+    free_place(out)
+    with disk_errors(out, _REMEDY), _scratch(out) as scratch:
+        whole = Path(scratch) / "whole"
+        shutil.copytree(folder, whole)
+        if not out.is_dir():
+            whole.rename(out)
+            return
+        for path in sorted(whole.iterdir(), key=lambda path: path.name == _LAST):
+            path.rename(out / path.name)
+
+
+def _scratch(out: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder on the same file system: in `out` where that is there, else beside it."""
+    above = out if out.is_dir() else make_folder(out.absolute().parent, _REMEDY)
+    return tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=above)
