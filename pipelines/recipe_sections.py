@@ -151,7 +151,7 @@ class Calibration(Section):
 
     Attributes:
         data: Path of the data; `None` takes Planish's own sentences, pictures or tensors. Rows that quality is judged
-            on should not be among them.
+            on should not be among them. A recipe that compresses and says nothing takes what it trains on.
         columns: As in `Data`, and where none are given those of `Data`.
         split: Split of a `datasets` folder.
         samples: Rows at most, spread over the lengths of the data and unlike each other, by the recipe's `seed`.

@@ -186,4 +186,4 @@ def _explain(view: ReportView, line: Callable[..., None]) -> None:
     if view.dropped_points:
         line((formats.short(view.dropped_points, _LONGEST_REASON), "yellow"))
     if view.built_in_data:
-        line((f"Built-in sentences were used for {view.built_in_data}.", "dim"))
+        line((f"Built-in data were used for {view.built_in_data}.", "dim"))

@@ -276,5 +276,5 @@ class ReportView:
 
     @property
     def built_in_data(self) -> str:
-        """What Planish's own sentences stood in for, as ``evaluation and calibration``; empty where for nothing."""
+        """What Planish's own data stood in for, as ``evaluation and calibration``; empty where for nothing."""
         return " and ".join(use for use, item in self.part("data").items() if "built-in" in str(dig(item, "origin")))

@@ -26,6 +26,25 @@ def refused(**fields: Any) -> RequestError:
     return caught.value
 
 
+def test_where_a_recipe_compresses_it_calibrates_on_what_it_trains_on(tmp_path: Path) -> None:
+    for name in ("train.csv", "texts.txt", "mine.csv"):
+        (tmp_path / name).write_text("text,label\nsome words,1\n", encoding="utf-8")
+    steps = "steps: [{prune: {heads: 0.5}}]"
+
+    def calibrated(section: str, more: str = "") -> Any:
+        return load_recipe(write(tmp_path, f"source: model\ncompress:\n  {section}\n{more}")).calibration
+
+    train = str(tmp_path / "train.csv")
+    assert calibrated(f"data: train.csv\n  columns: {{text: text}}\n  {steps}").data == train
+    assert calibrated(f"data: train.csv\n  columns: {{text: text}}\n  {steps}").columns == {"text": "text"}
+    assert calibrated(f"data: train.csv\n  split: train\n  {steps}").split == "train"
+    assert calibrated(f"data: train.csv\n  {steps}", "calibration: {samples: 7}").samples == 7
+    assert calibrated(f"unlabelled: texts.txt\n  {steps}").data == str(tmp_path / "texts.txt")
+    assert calibrated(f"data: train.csv\n  {steps}", "calibration: {data: mine.csv}").data == str(tmp_path / "mine.csv")
+    assert calibrated(f"data: train.csv\n  {steps}", "calibration: {data: null}").data is None
+    assert calibrated("data: train.csv\n  steps: []").data is None
+
+
 def test_defaults() -> None:
     recipe = Recipe(source="package:folder")
     assert recipe.targets == TARGETS

@@ -117,9 +117,9 @@ def test_a_selected_variant_in_a_failed_run_is_shown_with_a_warning() -> None:
 
 def test_built_in_sentences_are_announced_only_when_used() -> None:
     report = full()
-    assert "Built-in sentences were used for parity" in Page(render_html(report)).text
+    assert "Built-in data were used for parity" in Page(render_html(report)).text
     report["data"].pop("parity")
-    assert "Built-in sentences were used" not in Page(render_html(report)).text
+    assert "Built-in data were used" not in Page(render_html(report)).text
 
 
 def test_hostile_texts_stay_texts() -> None:

@@ -57,7 +57,7 @@ def test_reasons_and_commands_are_told() -> None:
     assert "inconclusive  openvino-cpu-bf16: quality: the interval reaches beyond" in text
     assert "skipped  onnxruntime-cuda-fp16, onnxruntime-cuda-fp32: no NVIDIA driver" in text
     assert "pip install 'planish[gpu]'" in text
-    assert "Built-in sentences were used for" in text
+    assert "Built-in data were used for" in text
 
 
 def test_points_that_the_model_does_not_take_are_told_also_where_nothing_was_timed() -> None:
