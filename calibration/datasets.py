@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calibration.readers import Table, open_table
-from calibration.roles import TRUTH, USUAL_NAMES, Row, convert_row, task_roles
+from calibration.roles import TRUTH, USUAL_NAMES, Answer, Row, convert_row, task_roles
 from exporter.errors import RequestError
 
 
@@ -23,7 +23,7 @@ class Dataset:
 
     Values: ``text``, ``text_pair``, ``question``, ``context``, ``id``: `str`. ``score``: `float`. ``label``: `int` or
     `str` (a class name). ``tokens``: list of `str`. ``tags``: list of `int` or `str`, one per token. ``answers``: list
-    of `str`. ``image``: absolute `Path`, encoded `bytes`, or a uint8 array (height, width, 3); `read_image` opens
+    of `Answer`. ``image``: absolute `Path`, encoded `bytes`, or a uint8 array (height, width, 3); `read_image` opens
     all three. Any other role: an array of shape (1, …), a batch of one.
 
     Attributes:
@@ -221,6 +221,8 @@ def _digest_value(digest: Any, role: str, value: Any) -> None:
         body = value if isinstance(value, bytes) else value.read_bytes()
     else:
         head = "json"
+        if isinstance(value, list):
+            value = [[one, one.start] if isinstance(one, Answer) and one.start is not None else one for one in value]
         body = json.dumps(value, ensure_ascii=False).encode()
     digest.update(f"{role}:{head}:{len(body)}:".encode())
     digest.update(body)

@@ -200,7 +200,10 @@ def _flatten_squad(path: Path, articles: list[Any]) -> list[dict[str, Any]]:
         for article in articles:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
-                    answers = [answer["text"] for answer in question.get("answers", [])]
+                    answers = [
+                        {"text": answer["text"], "answer_start": answer.get("answer_start")}
+                        for answer in question.get("answers", [])
+                    ]
                     rows.append(
                         {
                             "question": question["question"],

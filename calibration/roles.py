@@ -132,13 +132,35 @@ def _tags(value: Any, path: Path) -> list[int | str]:
     return [_label(tag, path) for tag in (value.split() if isinstance(value, str) else value)]
 
 
-def _answers(value: Any, _: Path) -> list[str]:
-    if isinstance(value, Mapping):  # the columnar form that `datasets` gives SQuAD
-        value = value.get("text")
-    answers = [value] if isinstance(value, str) else [a["text"] if isinstance(a, Mapping) else a for a in value]
-    if not all(isinstance(answer, str) for answer in answers):
+class Answer(str):
+    """The text of an answer; in `start` the character of the context that it begins at, where the data say so."""
+
+    start: int | None
+
+    def __new__(cls, text: str, start: int | None = None) -> Answer:
+        self = super().__new__(cls, text)
+        self.start = start
+        return self
+
+    def __getnewargs__(self) -> tuple[str, int | None]:  # type: ignore[override]
+        return str(self), self.start
+
+
+def _answers(value: Any, _: Path) -> list[Answer]:
+    if isinstance(value, Mapping) and not isinstance(value.get("text"), str):  # as `datasets` gives SQuAD, by columns
+        texts, starts = value.get("text"), value.get("answer_start")
+        if texts is None:
+            raise TypeError("without text")
+        starts = [None] * len(texts) if starts is None else starts
+        value = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    return [_answer(one) for one in ([value] if isinstance(value, str | Mapping) else value)]
+
+
+def _answer(value: Any) -> Answer:
+    text, start = (value.get("text"), value.get("answer_start")) if isinstance(value, Mapping) else (value, None)
+    if not isinstance(text, str):
         raise TypeError("not text")
-    return answers
+    return Answer(text, None if start is None else int(start))
 
 
 def _image(value: Any, path: Path) -> Path | bytes:

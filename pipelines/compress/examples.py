@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -219,6 +220,29 @@ def _tags(batch: EncodedBatch, place: int, labels: Mapping[int, str], length: in
     return {COUNTED: counted, TARGET: target}
 
 
+def _answer(batch: EncodedBatch, place: int, labels: Mapping[int, str], _: int) -> Example:
+    """The first and the last token of the first answer; a row whose answer is not within its tokens has none."""
+    row, nowhere = batch.rows[place], {COUNTED: 0, TARGET: np.full(2, IGNORED_TAG)}
+    span = next(filter(None, (_characters(answer, row["context"]) for answer in row.get("answers", ()))), None)
+    if batch.offsets is None or batch.sequence_ids is None:
+        raise RequestError("question answering needs the offsets of the tokens")
+    if span is None:
+        return nowhere
+    kept = np.flatnonzero(batch.inputs["attention_mask"][place])
+    begins, ends = batch.offsets[place, kept].T
+    inside = np.flatnonzero((batch.sequence_ids[place, kept] == 1) & (begins < span[1]) & (ends > span[0]))
+    if not len(inside) or begins[inside[0]] > span[0] or ends[inside[-1]] < span[1]:  # it was cut off, or a part of it
+        return nowhere
+    return {COUNTED: 0, TARGET: np.array([inside[0], inside[-1]])}
+
+
+def _characters(answer: str, context: str) -> tuple[int, int] | None:
+    """From which character of the context to which: nearest to where the data say, or else where it is found first."""
+    text, start = str(answer).strip(), getattr(answer, "start", None) or 0
+    places = [found.start() for found in re.finditer(re.escape(text), context)] if text else []
+    return min(((place, place + len(text)) for place in places), key=lambda span: abs(span[0] - start), default=None)
+
+
 def _nothing(batch: EncodedBatch, place: int, labels: Mapping[int, str], length: int) -> Example:
     return {COUNTED: 0, TARGET: IGNORED_TAG}
 
@@ -227,6 +251,7 @@ _TARGETS: dict[str, Callable[[EncodedBatch, int, Mapping[int, str], int], Exampl
     "text-classification": _class,
     "image-classification": _class,
     "token-classification": _tags,
+    "question-answering": _answer,
     "feature-extraction": _nothing,
 }
 """Tasks that can be trained, and how a row says what is right."""

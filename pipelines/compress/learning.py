@@ -109,14 +109,8 @@ class Lesson:
         how = {"output_hidden_states": bool(terms.hidden or terms.cosine), "output_attentions": bool(terms.attention)}
         outputs = model(**inputs, **{name: True for name, wanted in how.items() if wanted})
         total = torch.zeros((), device=next(iter(inputs.values())).device)
-        if terms.hard:
-            total = total + terms.hard * objectives.hard_targets(outputs.logits, batch[TARGET])
-        if terms.soft and self.answers is not None:
-            theirs = self.answers.of(batch[INDEX], outputs.logits.device)
-            theirs = _fitted(theirs, inputs.get("attention_mask"))
-            total = total + terms.soft * objectives.soft_targets(
-                outputs.logits, theirs, batch[COUNTED], terms.temperature
-            )
+        if terms.hard or terms.soft:
+            total = total + self._said(batch, inputs, outputs)
         if terms.embedding and self.answers is not None and self.pool is not None:
             if isinstance(self.pool, nn.Module):
                 self.pool.to(outputs.last_hidden_state.device)
@@ -133,6 +127,21 @@ class Lesson:
         if self.teacher is not None and terms.inner:
             total = total + self._inner(model, batch, inputs, outputs, how)
         return total, outputs
+
+    def _said(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Any) -> Any:
+        """What is learned from labels and from the teacher's logits."""
+        terms, mask = self.terms, inputs.get("attention_mask")
+        logits, answering = objectives.logits_of(outputs, mask), "start_logits" in outputs
+        total = torch.zeros((), device=logits.device)
+        if terms.hard:
+            target = objectives.placed(batch[TARGET], outputs, mask)
+            total = total + terms.hard * objectives.hard_targets(logits, target)
+        if terms.soft and self.answers is not None:
+            theirs, counted = _fitted(self.answers.of(batch[INDEX], logits.device), mask), batch[COUNTED]
+            if answering:
+                theirs, counted = objectives.choices(theirs, mask), counted[:, None].expand(-1, 2)
+            total = total + terms.soft * objectives.soft_targets(logits, theirs, counted, terms.temperature)
+        return total / 2 if answering else total  # the mean over start and end
 
     def _inner(
         self, model: Any, batch: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Any, how: Mapping[str, bool]

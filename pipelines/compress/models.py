@@ -20,6 +20,8 @@ MODEL = "model"
 _SENTENCE_FILES = re.compile(r"^(modules|config_sentence_transformers|sentence_\w+_config)\.json$|/")
 # Tasks whose head the names of its classes describe.
 HEADS = ("text-classification", "token-classification", "image-classification")
+TRAINABLE = (*HEADS, "question-answering")
+"""Tasks that can be learned from labels."""
 
 
 def open_trainable(source: Source, task: Task) -> Any:
@@ -74,16 +76,23 @@ def _classes(source: Source) -> list[str]:
 def add_head(source: Source, task: Task, labels: Sequence[str], folder: Path, seed: int) -> Source:
     """Write the source's encoder with a new head for `labels` to `folder`; its weights are random by `seed`.
 
+    Args:
+        source: The source.
+        task: What the head is for.
+        labels: Names of its classes; none for question-answering.
+        folder: Where to.
+        seed: Of the weights.
+
     Raises:
-        RequestError: The task has no head that labels describe, or the model cannot be opened with one.
+        RequestError: No head of the task can be added, or the model cannot be opened with one.
     """
     import torch
     import transformers
 
     from exporter.original.huggingface import quiet_transformers
 
-    if task.name not in HEADS:
-        fitting = ", ".join(HEADS)
+    if task.name not in TRAINABLE:
+        fitting = ", ".join(TRAINABLE)
         raise RequestError("the model has no head for the task, and none can be added", task.name, f"Tasks: {fitting}")
     if source.path is None or not source.is_folder:
         raise RequestError("only Hugging Face model folders can be compressed", f"{source.spec} ({source.kind})")
@@ -91,14 +100,15 @@ def add_head(source: Source, task: Task, labels: Sequence[str], folder: Path, se
         remedy = "Fine-tune it before it is compressed"
         raise RequestError("a model that was changed inside cannot be given a new head", source.spec, remedy)
     names = dict(enumerate(labels))
+    classes: dict[str, Any] = {}
+    if task.name in HEADS:
+        classes = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
     torch.manual_seed(seed)
     with quiet_transformers():
         try:
             model = getattr(transformers, str(task.auto_class)).from_pretrained(
                 source.path,
-                num_labels=len(names),
-                id2label=names,
-                label2id={name: index for index, name in names.items()},
+                **classes,
                 ignore_mismatched_sizes=True,
                 use_safetensors=not source.pickled,
                 local_files_only=True,

@@ -5,20 +5,49 @@ parts of a batch, divided by the number that the whole of it has, give exactly t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100
+_NO_CHOICE = -1e4
+"""A logit whose probability is 0 in FP32; the difference of two such is one."""
+
+
+def logits_of(outputs: Any, mask: Tensor | None) -> Tensor:
+    """What a model says, float (rows, classes) or (rows, tokens, classes); of a model that answers questions its start
+    and end logits, (rows, 2, tokens): two choices between the tokens, of which those of padding are none.
+
+    Args:
+        outputs: Of a `transformers` model.
+        mask: (rows, tokens): 1 where a token is attended to.
+    """
+    if "start_logits" not in outputs:
+        return outputs.logits
+    return choices(torch.stack([outputs.start_logits, outputs.end_logits], dim=-1), mask)
+
+
+def choices(by_token: Tensor, mask: Tensor | None) -> Tensor:
+    """Start and end logits by token, (rows, tokens, 2), as `logits_of` gives them."""
+    both = by_token.float().transpose(1, 2)
+    return both if mask is None else both.masked_fill(mask[:, None] == 0, _NO_CHOICE)
+
+
+def placed(target: Tensor, outputs: Any, mask: Tensor | None) -> Tensor:
+    """Targets for `logits_of`: those of an answer number the tokens of their row, those of the batch also padding."""
+    if "start_logits" not in outputs or mask is None:
+        return target
+    return torch.where(target == IGNORED, target, target + mask.argmax(dim=1, keepdim=True))
 
 
 def hard_targets(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy with the labels, summed.
 
     Args:
-        logits: float (rows, classes) or (rows, tokens, classes).
-        target: int64 (rows,) or (rows, tokens); -100 where there is no label.
+        logits: float (rows, classes), (rows, tokens, classes) or (rows, 2, tokens).
+        target: int64 (rows,), (rows, tokens) or (rows, 2); -100 where there is no label.
     """
     return functional.cross_entropy(
         logits.float().reshape(-1, logits.shape[-1]), target.reshape(-1), ignore_index=IGNORED, reduction="sum"
@@ -33,9 +62,9 @@ def soft_targets(student: Tensor, teacher: Tensor, counted: Tensor, temperature:
     the gradients' size as the temperature changes.
 
     Args:
-        student: Logits, float (rows, classes) or (rows, tokens, classes).
+        student: Logits, float (rows, classes), (rows, tokens, classes) or (rows, 2, tokens).
         teacher: Logits of the same shape.
-        counted: int64 (rows,) or (rows, tokens); -100 where a position does not count.
+        counted: int64 (rows,), (rows, tokens) or (rows, 2); -100 where a position does not count.
         temperature: ``T``.
     """
     log_student = functional.log_softmax(student.float() / temperature, dim=-1)

@@ -11,7 +11,7 @@ from exporter.errors import EnvironmentLackError, RequestError
 from exporter.sources import Source, resolve_source
 from exporter.tasks import Task, check_task, get_task
 from pipelines.cache import TRAINING
-from pipelines.compress.models import HEADS, MODEL, needs_head, opened, refuse_other_order
+from pipelines.compress.models import HEADS, MODEL, TRAINABLE, needs_head, opened, refuse_other_order
 from pipelines.compress.sections import Compress, Distil, Recover, Step
 from pipelines.disk import remove_tree
 from pipelines.recipe import data_format
@@ -85,9 +85,11 @@ def compress(shop: Workshop, recipe: Recipe, resolved: Mapping[str, Any], source
     asked, task = recipe.compress, get_task(str(recipe.task))
     if any(step.training is not None for step in asked.steps):
         _need_accelerate()
-    if task.name not in HEADS and any(step.finetune is not None for step in asked.steps):
-        remedy = f"Name the task that it is to learn: task: {' or '.join(HEADS)}"
+    if task.name not in TRAINABLE and any(step.finetune is not None for step in asked.steps):
+        remedy = f"Name the task that it is to learn: task: {' or '.join(TRAINABLE)}"
         raise RequestError("this task cannot be fine-tuned here", task.name, remedy)
+    if asked.labels and task.name not in HEADS:
+        raise RequestError("the task has no classes to name", task.name, "Leave out compress.labels")
     work = _Work(shop, recipe, asked, task, dict(resolved["compress"]["sha256"]))
     now, new_head = work.headed(source)
     hops = [] if new_head else [Hop("source", "the source", "source", now, {})]
@@ -134,7 +136,7 @@ class _Work:
             try:
                 check_task(source, self.task)
             except RequestError as error:
-                if self.task.name not in HEADS:
+                if self.task.name not in TRAINABLE:
                     raise
                 remedy = "Begin with a step finetune, or name a source that was fine-tuned"
                 raise RequestError(error.what, error.value, remedy) from error
@@ -149,10 +151,10 @@ class _Work:
         if not data.labelled:
             told = f"{data.origin} has {', '.join(data.roles)}"
             raise RequestError("the training data have no labels", told, "Name their column with compress.columns")
-        labels = label_names(data, labels)
+        labels = label_names(data, labels) if self.task.name in HEADS else ()
         made = self.shop.make(
             "compress-head",
-            f"Give the model a head for {len(labels)} classes",
+            f"Give the model a head for {f'{len(labels)} classes' if labels else 'answers'}",
             "pipelines.compress.steps.finetune:head",
             {"source": source.to_dict(), "task": self.task.name, "labels": list(labels), "seed": self.recipe.seed},
             inputs={"source": source.digest, "task": self.task.name, "labels": list(labels), "seed": self.recipe.seed},

@@ -61,8 +61,17 @@ def _told(theirs: Mapping[int, str], mine: Mapping[int, str]) -> str:
     return f"teacher {', '.join(theirs[k] for k in sorted(theirs))}; student {', '.join(mine[k] for k in sorted(mine))}"
 
 
+def _said(outputs: Any) -> Any:
+    import torch
+
+    return (
+        torch.stack([outputs.start_logits, outputs.end_logits], dim=-1) if "start_logits" in outputs else outputs.logits
+    )
+
+
 def answers(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Stage: what a teacher says of every row: logits, or sentence embeddings, float32, as ``answers.npy``.
+    """Stage: what a teacher says of every row: logits, or sentence embeddings, float32, as ``answers.npy``. Of tokens,
+    and of questions (start and end logits by token), from a row's first token on and filled with zeros.
 
     Args:
         arguments: As those of a step (`pipelines.compress.steps.desk`), with the teacher as ``source``; ``folder``.
@@ -92,7 +101,7 @@ def answers(arguments: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: batch[name].to(device) for name in examples.inputs}
         with torch.no_grad():
             outputs = model(**inputs)
-            said = outputs.logits if pool is None else pool(outputs.last_hidden_state, inputs["attention_mask"])
+            said = _said(outputs) if pool is None else pool(outputs.last_hidden_state, inputs["attention_mask"])
         values = said.float().cpu().numpy()
         if found is None:
             shape = values.shape[1:] if values.ndim == 2 else (longest, values.shape[-1])

@@ -22,7 +22,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
 from exporter.structure.checkpoint import WEIGHTS, stored_once
 from pipelines.compress.examples import COUNTED, INDEX, TARGET, Example, Examples, collator
-from pipelines.compress.objectives import IGNORED, hard_targets
+from pipelines.compress.objectives import IGNORED, hard_targets, logits_of, placed
 from pipelines.compress.sections import Training
 from pipelines.disk import remove_tree
 from pipelines.processes import report_progress
@@ -297,8 +297,9 @@ class _Trainer(Trainer):
         """By the labels alone: a teacher's answers are there for the training data only."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**{name: inputs[name] for name in self.input_names}).logits
-            loss = hard_targets(logits, inputs[TARGET]) / inputs[TARGET].ne(IGNORED).sum().clamp(min=1)
+            outputs, mask = model(**{name: inputs[name] for name in self.input_names}), inputs.get("attention_mask")
+            logits, target = logits_of(outputs, mask), placed(inputs[TARGET], outputs, mask)
+            loss = hard_targets(logits, target) / target.ne(IGNORED).sum().clamp(min=1)
         return loss.detach(), None if prediction_loss_only else logits.detach(), inputs[TARGET]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,15 +119,49 @@ def test_squad_form_is_flattened(tmp_path: Path) -> None:
         {"question": "Who?", "context": "Ada wrote it.", "id": "7", "answers": ["Ada"]},
         {"question": "When?", "context": "Ada wrote it.", "id": "8", "answers": []},
     ]
+    assert [answer.start for row in data for answer in row["answers"]] == [0]
+    document["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] = 1
+    other = load_task_dataset("question-answering", write(tmp_path / "b.json", json.dumps(document)))
+    assert other.digest != data.digest, "a model learns something else from it"
     del document["data"][0]["paragraphs"][0]["context"]
     with pytest.raises(RequestError, match="near question 1"):
         load_task_dataset("question-answering", write(path, json.dumps(document)))
 
 
 def test_answers_of_the_columnar_form(tmp_path: Path) -> None:
-    row = {"question": "Who?", "context": "Ada.", "answers": {"text": ["Ada", "ada"], "answer_start": [0, 0]}}
+    row = {"question": "Who?", "context": "Ada.", "answers": {"text": ["Ada", "ada"], "answer_start": [0, 1]}}
     path = write(tmp_path / "a.jsonl", json.dumps(row))
-    assert rows_of(path, roles=("question",), optional=("answers",))[0]["answers"] == ["Ada", "ada"]
+    answers = rows_of(path, roles=("question",), optional=("answers",))[0]["answers"]
+    assert answers == ["Ada", "ada"]
+    assert [answer.start for answer in answers] == [0, 1]
+    for same in (answers, pickle.loads(pickle.dumps(answers)), copy.deepcopy(answers)):
+        assert [answer.start for answer in same] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "starts"),
+    [
+        ("Ada", [None]),
+        (["Ada"], [None]),
+        ({"text": "Ada", "answer_start": 3}, [3]),
+        ([{"text": "Ada", "answer_start": 3}, {"text": "Ada"}], [3, None]),
+        ({"text": ["Ada", "Ada"]}, [None, None]),
+    ],
+)
+def test_answers_and_where_they_begin_in_all_their_forms(tmp_path: Path, given: Any, starts: list[int | None]) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"question": "Who?", "answers": given}))
+    answers = rows_of(path, roles=("question",), optional=("answers",))[0]["answers"]
+    assert set(answers) == {"Ada"}
+    assert [answer.start for answer in answers] == starts
+
+
+@pytest.mark.parametrize(
+    "given", [{"answer_start": [0]}, [{"answer_start": 0}], {"text": ["Ada"], "answer_start": []}, [3]]
+)
+def test_what_is_no_answer_is_named(tmp_path: Path, given: Any) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"question": "Who?", "answers": given}))
+    with pytest.raises(RequestError, match="a value cannot be a answers"):
+        rows_of(path, roles=("question",), optional=("answers",))
 
 
 def test_npz_rows_are_batches_of_one(tmp_path: Path) -> None:

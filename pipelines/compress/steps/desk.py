@@ -17,10 +17,11 @@ from exporter.errors import RequestError
 from exporter.preprocess import read_labels
 from exporter.sources import Source
 from exporter.tasks import Task, get_task
-from pipelines.compress.examples import Examples, encode_examples, join, refuse_missing_classes, with_teacher
-from pipelines.compress.models import MODEL, open_trainable, save_model
+from pipelines.compress.examples import TARGET, Examples, encode_examples, join, refuse_missing_classes, with_teacher
+from pipelines.compress.models import HEADS, MODEL, open_trainable, save_model
 from pipelines.compress.sections import Loss, Training
 from pipelines.compress.teacher import ANSWERS, refuse_unlike
+from pipelines.verification.metrics import IGNORED_TAG
 
 
 @dataclass
@@ -168,10 +169,13 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
             "there are no labels to learn from", "compress.data", "Give a column of labels, or loss.hard: 0"
         )
     train_data = desk.data("train")
-    if terms.hard and train_data is not None:
+    if terms.hard and train_data is not None and desk.task.name in HEADS:
         refuse_missing_classes(train_data, desk.labels)
     judged, score = _validation(desk, settings)
     examples = desk.examples(settings.max_length)
+    if terms.hard and not any(np.any(np.asarray(example[TARGET]) != IGNORED_TAG) for example in examples.items):
+        nowhere = "no answer is among the tokens of its context"
+        raise RequestError("there is nothing to learn from", nowhere, "Mend compress.data, or raise max_length")
     lesson = Lesson(terms, pool=desk.pool())
     if teacher is not None:
         their_encoder = encoder_of(teacher, desk.task)
@@ -235,7 +239,7 @@ def _some_texts(desk: Desk, count: int = 64) -> list[str]:
     sets = [data for name in ("train", "unlabelled") if (data := desk.data(name)) is not None]
     found = []
     for row in (row for data in sets for row in islice(data, count)):
-        first = next((row[role] for role in ("text", "tokens") if role in row), "")
+        first = next((row[role] for role in ("text", "tokens", "context") if role in row), "")
         found.append(first if isinstance(first, str) else " ".join(first))
     return found
 

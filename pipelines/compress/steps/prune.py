@@ -95,7 +95,7 @@ def importance(desk: Desk, rows: int) -> Any:
     """
     from pipelines.compress.examples import COUNTED, TARGET, collator
     from pipelines.compress.importance import measure_importance
-    from pipelines.compress.objectives import IGNORED, hard_targets
+    from pipelines.compress.objectives import IGNORED, hard_targets, logits_of, placed
 
     examples, collate, pool = desk.examples(None), collator(desk.pad, desk.pad_side), desk.pool()
     step = max(1, len(examples) // rows)
@@ -112,9 +112,11 @@ def importance(desk: Desk, rows: int) -> Any:
         if pool is not None:
             embedding = pool(outputs.last_hidden_state, batch["attention_mask"])
             return (embedding * torch.randn(embedding.shape, generator=generator)).sum()
-        target, own = batch[TARGET], outputs.logits.detach().argmax(dim=-1)
-        without = (target == IGNORED) & (batch[COUNTED] != IGNORED)
-        return hard_targets(outputs.logits, torch.where(without, own, target))
+        mask = batch.get("attention_mask")
+        logits, target = logits_of(outputs, mask), placed(batch[TARGET], outputs, mask)
+        own, counted = logits.detach().argmax(dim=-1), batch[COUNTED]
+        without = (target == IGNORED) & ((counted[:, None] if counted.ndim < target.ndim else counted) != IGNORED)
+        return hard_targets(logits, torch.where(without, own, target))
 
     return measure_importance(desk.model.eval(), batches(), loss_of)
 

@@ -55,6 +55,20 @@ def write_tags(path: Path, count: int, seed: int = 0) -> Path:
     return path
 
 
+def write_questions(path: Path, count: int, seed: int = 0) -> Path:
+    """Questions whose answer is two words that stand nowhere else, in 3 to 20 words."""
+    chance = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            words = [chance.choice(PLAIN[:20]) for _ in range(chance.randint(3, 20))]
+            at = chance.randrange(len(words) - 1)
+            words[at : at + 2] = chance.choice(("man", "city")), chance.choice(("men", "river"))
+            answer = {"text": " ".join(words[at : at + 2]), "answer_start": len(" ".join([*words[:at], ""]))}
+            row = {"question": "where is it", "context": " ".join(words), "answers": [answer]}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
 def data_set(path: Path | None, **more: Any) -> dict[str, Any] | None:
     """One of the data sets in a step's arguments."""
     return None if path is None else {"path": str(path), "columns": {}, "split": None, "limit": None, **more}
