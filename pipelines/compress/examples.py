@@ -16,9 +16,9 @@ from pipelines.verification.metrics import IGNORED_TAG
 from pipelines.verification.predict import class_id
 
 Example = dict[str, Any]
-COUNTED, TARGET, INDEX, OWN = "labels", "target", "index", "teacher_"
-"""Keys of an example beside the model's inputs: what counts for the mean (0) and what does not (-100), the class (-100:
-none), the number of the row, and inputs of a teacher with a tokenizer of its own."""
+COUNTED, TARGET, INDEX, OWN, SECOND = "labels", "target", "index", "teacher_", "second_"
+"""Keys of an example beside the model's inputs: what counts for the mean (0) and what does not (-100), what is right
+(-100: unknown), the number of the row, inputs of a teacher with a tokenizer of its own, and of a pair's second text."""
 _CHUNK = 64
 
 
@@ -80,6 +80,29 @@ def encode_examples(
             items[index] = item | {INDEX: first + index}
     names = tuple(name for name in (items[0] if items else ()) if name not in (COUNTED, TARGET, INDEX))
     return Examples(items, [np.shape(item[names[0]])[0] for item in items], names)
+
+
+def encode_pairs(
+    encoder: Any, rows: Iterable[Mapping[str, Any]], *, largest: float, max_length: int | None = None
+) -> Examples:
+    """Pairs of texts as training examples of a sentence encoder: its inputs for both, and how alike they are to be.
+
+    Args:
+        encoder: As `encode_examples`.
+        rows: With ``text``, ``text_pair`` and ``score``.
+        largest: Scores are divided by it.
+        max_length: Tokens of a text at most; none: as the model has it.
+    """
+    plain = [dict(row) for row in rows]
+    texts = encode_examples("feature-extraction", encoder, plain, max_length=max_length)
+    items = [
+        first
+        | {SECOND + name: second[name] for name in texts.inputs}
+        | {TARGET: np.float32(row["score"] / largest), INDEX: number}
+        for number, (row, first, second) in enumerate(zip(plain, texts.items[::2], texts.items[1::2], strict=True))
+    ]
+    lengths = [max(pair) for pair in zip(texts.lengths[::2], texts.lengths[1::2], strict=True)]
+    return Examples(items, lengths, texts.inputs)
 
 
 def join(parts: Sequence[Examples]) -> Examples:

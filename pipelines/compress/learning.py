@@ -13,7 +13,7 @@ from torch import nn
 from exporter.errors import RequestError
 from exporter.structure import layer_parts, layers_of
 from pipelines.compress import objectives
-from pipelines.compress.examples import COUNTED, INDEX, OWN, TARGET
+from pipelines.compress.examples import COUNTED, INDEX, OWN, SECOND, TARGET
 from pipelines.compress.magnitude import bare
 from pipelines.compress.sections import Loss
 
@@ -49,14 +49,13 @@ class Terms:
         """
         encoder = task == "feature-extraction"
         if not teacher:
-            if encoder:
-                raise RequestError(
-                    "a sentence encoder is trained by its teacher only", task, "Give a teacher, or distil"
-                )
+            if encoder and not labelled:
+                remedy = "Give pairs with their scores (text, text_pair, score), or distil from a teacher"
+                raise RequestError("a sentence encoder has nothing to learn from here", "texts alone", remedy)
             return cls(hard=1.0)
         if encoder and (loss.hard or loss.soft):
             raise RequestError(
-                "a sentence encoder has no labels or logits to learn from", "hard, soft", "Use embedding"
+                "a sentence encoder learns from its teacher's embeddings alone", "hard, soft", "Use embedding"
             )
         if not encoder and loss.embedding:
             raise RequestError("only sentence encoders have embeddings to learn from", task, "Leave out loss.embedding")
@@ -109,12 +108,12 @@ class Lesson:
         how = {"output_hidden_states": bool(terms.hidden or terms.cosine), "output_attentions": bool(terms.attention)}
         outputs = model(**inputs, **{name: True for name, wanted in how.items() if wanted})
         total = torch.zeros((), device=next(iter(inputs.values())).device)
-        if terms.hard or terms.soft:
+        if terms.hard and self.pool is not None:
+            total = total + terms.hard * self._alike(model, batch, inputs, outputs)
+        elif terms.hard or terms.soft:
             total = total + self._said(batch, inputs, outputs)
         if terms.embedding and self.answers is not None and self.pool is not None:
-            if isinstance(self.pool, nn.Module):
-                self.pool.to(outputs.last_hidden_state.device)
-            mine = self.pool(outputs.last_hidden_state, inputs["attention_mask"])
+            mine = self._embedding(outputs, inputs["attention_mask"])
             theirs = self.answers.of(batch[INDEX], mine.device)
             if mine.shape != theirs.shape:
                 told = f"{theirs.shape[-1]} and {mine.shape[-1]} numbers"
@@ -127,6 +126,18 @@ class Lesson:
         if self.teacher is not None and terms.inner:
             total = total + self._inner(model, batch, inputs, outputs, how)
         return total, outputs
+
+    def _embedding(self, outputs: Any, mask: Any) -> Any:
+        if isinstance(self.pool, nn.Module):
+            self.pool.to(mask.device)
+        return self.pool(outputs.last_hidden_state, mask)  # type: ignore[misc]
+
+    def _alike(self, model: Any, batch: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Any) -> Any:
+        """What a sentence encoder learns from pairs whose likeness is known."""
+        second = {name: batch[SECOND + name] for name in inputs}
+        mine = self._embedding(outputs, inputs["attention_mask"])
+        other = self._embedding(model(**second), second["attention_mask"])
+        return objectives.likeness(mine, other, batch[TARGET])
 
     def _said(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Any) -> Any:
         """What is learned from labels and from the teacher's logits."""

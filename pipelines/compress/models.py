@@ -20,7 +20,7 @@ MODEL = "model"
 _SENTENCE_FILES = re.compile(r"^(modules|config_sentence_transformers|sentence_\w+_config)\.json$|/")
 # Tasks whose head the names of its classes describe.
 HEADS = ("text-classification", "token-classification", "image-classification")
-TRAINABLE = (*HEADS, "question-answering")
+TRAINABLE = (*HEADS, "question-answering", "feature-extraction")
 """Tasks that can be learned from labels."""
 
 
@@ -91,8 +91,8 @@ def add_head(source: Source, task: Task, labels: Sequence[str], folder: Path, se
 
     from exporter.original.huggingface import quiet_transformers
 
-    if task.name not in TRAINABLE:
-        fitting = ", ".join(TRAINABLE)
+    if task.name not in (*HEADS, "question-answering"):
+        fitting = ", ".join((*HEADS, "question-answering"))
         raise RequestError("the model has no head for the task, and none can be added", task.name, f"Tasks: {fitting}")
     if source.path is None or not source.is_folder:
         raise RequestError("only Hugging Face model folders can be compressed", f"{source.spec} ({source.kind})")

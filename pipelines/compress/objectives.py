@@ -145,6 +145,20 @@ def cosine_hidden(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return (apart.sum(dim=-1) / weights.sum(dim=-1).clamp(min=1)).sum()
 
 
+def likeness(first: Tensor, second: Tensor, score: Tensor) -> Tensor:
+    """Squared difference between the cosine of two sentence embeddings and their score, summed over pairs.
+
+    N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks", 2019, section 3: the
+    regression objective.
+
+    Args:
+        first: float (pairs, width).
+        second: The same.
+        score: float (pairs,): the cosine that they are to have.
+    """
+    return (functional.cosine_similarity(first.float(), second.float(), dim=-1) - score).square().sum()
+
+
 def embeddings(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error between sentence embeddings, times their width: squared distance, summed over rows.
 

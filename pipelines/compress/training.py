@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from exporter.errors import EnvironmentLackError, PlanishError, RequestError
 from exporter.structure.checkpoint import WEIGHTS, stored_once
-from pipelines.compress.examples import COUNTED, INDEX, TARGET, Example, Examples, collator
+from pipelines.compress.examples import COUNTED, INDEX, SECOND, TARGET, Example, Examples, collator
 from pipelines.compress.objectives import IGNORED, hard_targets, logits_of, placed
 from pipelines.compress.sections import Training
 from pipelines.disk import remove_tree
@@ -297,7 +297,11 @@ class _Trainer(Trainer):
         """By the labels alone: a teacher's answers are there for the training data only."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs, mask = model(**{name: inputs[name] for name in self.input_names}), inputs.get("attention_mask")
+            mine = {name: inputs[name] for name in self.input_names}
+            if SECOND + self.input_names[0] in inputs:  # pairs, which have no teacher
+                loss = self.objective(model, inputs, mine)[0] / len(inputs[TARGET])
+                return loss.detach(), None, None
+            outputs, mask = model(**mine), inputs.get("attention_mask")
             logits, target = logits_of(outputs, mask), placed(inputs[TARGET], outputs, mask)
             loss = hard_targets(logits, target) / target.ne(IGNORED).sum().clamp(min=1)
         return loss.detach(), None if prediction_loss_only else logits.detach(), inputs[TARGET]

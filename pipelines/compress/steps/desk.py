@@ -17,7 +17,15 @@ from exporter.errors import RequestError
 from exporter.preprocess import read_labels
 from exporter.sources import Source
 from exporter.tasks import Task, get_task
-from pipelines.compress.examples import TARGET, Examples, encode_examples, join, refuse_missing_classes, with_teacher
+from pipelines.compress.examples import (
+    TARGET,
+    Examples,
+    encode_examples,
+    encode_pairs,
+    join,
+    refuse_missing_classes,
+    with_teacher,
+)
 from pipelines.compress.models import HEADS, MODEL, open_trainable, save_model
 from pipelines.compress.sections import Loss, Training
 from pipelines.compress.teacher import ANSWERS, refuse_unlike
@@ -98,6 +106,15 @@ class Desk:
             raise RequestError("there is nothing to train on", "no data", "Give compress.data")
         return join(parts)
 
+    def pairs(self, name: str, max_length: int | None) -> Examples:
+        """Pairs of texts with their scores, of one of the data sets."""
+        return encode_pairs(self.encoder, self.data(name) or (), largest=self.largest_score, max_length=max_length)
+
+    @cached_property
+    def largest_score(self) -> float:
+        """What the scores of pairs are divided by, so that they can be cosines: the largest of the training data."""
+        return max([1.0, *(abs(row["score"]) for row in self.data("train") or ())])
+
     @property
     def labelled(self) -> bool:
         data = self.data("train")
@@ -171,8 +188,9 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
     train_data = desk.data("train")
     if terms.hard and train_data is not None and desk.task.name in HEADS:
         refuse_missing_classes(train_data, desk.labels)
-    judged, score = _validation(desk, settings)
-    examples = desk.examples(settings.max_length)
+    pairs = bool(terms.hard) and desk.task.name == "feature-extraction"
+    judged, score = _validation(desk, settings, pairs)
+    examples = desk.pairs("train", settings.max_length) if pairs else desk.examples(settings.max_length)
     if terms.hard and not any(np.any(np.asarray(example[TARGET]) != IGNORED_TAG) for example in examples.items):
         nowhere = "no answer is among the tokens of its context"
         raise RequestError("there is nothing to learn from", nowhere, "Mend compress.data, or raise max_length")
@@ -209,16 +227,18 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
         callbacks=callbacks,
     )
     lesson.finish(model)
-    told = {name: value for name, value in terms.__dict__.items() if value}
+    told: dict[str, Any] = {name: value for name, value in terms.__dict__.items() if value}
+    if pairs:
+        told["scores_divided_by"] = desk.largest_score
     return {**trained.to_dict(), "loss": told, "teacher": None if teacher is None else teacher.name}
 
 
-def _validation(desk: Desk, settings: Training) -> tuple[Examples | None, Any]:
+def _validation(desk: Desk, settings: Training, pairs: bool) -> tuple[Examples | None, Any]:
     from pipelines.compress.training import classes_score
     from pipelines.verification.metrics import get_metric
 
     data = desk.data("validation")
-    if data is None or desk.task.name == "feature-extraction":
+    if data is None or (desk.task.name == "feature-extraction" and not pairs):
         if settings.early_stopping:
             told = f"early_stopping {settings.early_stopping}, task {desk.task.name}"
             raise RequestError(
@@ -228,6 +248,8 @@ def _validation(desk: Desk, settings: Training) -> tuple[Examples | None, Any]:
     if not data.labelled:
         told = f"{data.origin} has {', '.join(data.roles)}"
         raise RequestError("the validation data have no labels", told, "Name their column with compress.columns")
+    if pairs:
+        return desk.pairs("validation", settings.max_length), None
     examples = encode_examples(desk.task.name, desk.encoder, data, labels=desk.labels, max_length=settings.max_length)
     one_class_a_row = desk.task.name in ("text-classification", "image-classification")
     name = desk.arguments.get("metric") or desk.task.metric

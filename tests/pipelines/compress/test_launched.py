@@ -74,5 +74,5 @@ def test_what_is_wrong_is_said_before_anything_runs(recipe: Path, tmp_path: Path
         compress_recipe(load_recipe(recipe), taken)
     with pytest.raises(RequestError, match="no steps to compress by"):
         compress_recipe(load_recipe(recipe, ["compress.steps=[]"]), tmp_path / "out")
-    with pytest.raises(RequestError, match="this task cannot be fine-tuned here: feature-extraction"):
-        compress_recipe(load_recipe(recipe, ["task=feature-extraction"]), tmp_path / "out")
+    with pytest.raises(RequestError, match="this task cannot be fine-tuned here: fill-mask"):
+        compress_recipe(load_recipe(recipe, ["task=fill-mask"]), tmp_path / "out")
