@@ -14,6 +14,7 @@ import yaml
 from torch.nn import functional
 
 from calibration.datasets import load_task_dataset
+from exporter.encoders.text import TextEncoder
 from exporter.errors import RequestError
 from exporter.sources import resolve_source
 from exporter.tasks import get_task
@@ -144,6 +145,25 @@ def test_an_answer_that_is_cut_off_or_only_in_the_question_is_none(encoded: Call
     assert encoded(context, ["big river"], max_length=len(full["input_ids"]))[1] == "big river"
     assert encoded(context, ["big river"], max_length=len(full["input_ids"]) - 1)[1] is None
     assert encoded(context, ["where"])[1] is None
+
+
+def test_targets_of_real_questions_are_their_answers(shared: Path, minilm: str) -> None:
+    """1,190 of them, of which 127 have answers that stand in several places of their paragraph."""
+    import importlib.util
+
+    rows = list(load_task_dataset(TASK, shared / "data" / "xquad" / "xquad.en.json"))
+    spec = importlib.util.find_spec(minilm.partition(":")[0])
+    assert spec is not None
+    folder = Path(str(spec.origin)).parent / "model"
+    encoder = TextEncoder.load(folder, inputs=("input_ids", "attention_mask"), limit=512, truncation="only_second")
+    right = cut = 0
+    for row, example in zip(rows, encode_examples(TASK, encoder, rows).items, strict=True):
+        (first, last), (answer,) = example[TARGET], row["answers"]
+        offsets = encoder.encode_with_offsets([row["question"]], [row["context"]]).offsets[0]
+        start, end = offsets[first, 0], offsets[last, 1]
+        cut += bool(first < 0)
+        right += bool(first >= 0 and (start, row["context"][start:end]) == (answer.start, answer))
+    assert (right, cut) == (1171, 18), "one ends within a token"
 
 
 def test_start_and_end_are_choices_between_the_tokens_of_a_row() -> None:
