@@ -12,7 +12,7 @@ from typing import Any
 
 from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, RequestError, first_line
-from exporter.targets.base import Array, DeviceBinding, Session, check_inputs
+from exporter.targets.base import Array, Binding, DeviceBinding, Session, check_inputs
 from exporter.targets.shape_cache import ShapeCache
 
 MOST_GRAPHS = 8
@@ -267,7 +267,7 @@ class GraphSession(Session):
 
     The others are launched kernel by kernel, which takes the host longer than the device where a model is small. One
     run at a time: the buffers of a shape are shared. Sessions of a process may run in several threads; what somebody
-    bound must not be run while another thread binds, or runs a session of ONNX Runtime.
+    bound must not be run, nor let go, while another thread binds, or runs a session of ONNX Runtime.
 
     Attributes:
         refusal: Why runs are not captured; empty where they are.
@@ -276,12 +276,18 @@ class GraphSession(Session):
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
         self.refusal = f"{SWITCH} is 0" if os.environ.get(SWITCH) == "0" else ""
-        self._often: ShapeCache[GraphBinding] = ShapeCache(MOST_GRAPHS)
+        self._often: ShapeCache[GraphBinding] = ShapeCache(MOST_GRAPHS, _let_go)
         self._lock = threading.Lock()
+        self._closed = False
+
+    def bind(self, inputs: Mapping[str, Any]) -> Binding:
+        self._check_open()
+        return super().bind(inputs)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         arrays = check_inputs(inputs, self.artifact.signature, self.artifact.contract)
         with self._lock:
+            self._check_open()
             shapes: Hashable = tuple((name, array.shape) for name, array in arrays.items())
             binding = None if self.refusal else self._often.find(shapes, lambda: self._bind(arrays))
             with TURNS.working():
@@ -305,8 +311,25 @@ class GraphSession(Session):
         return f"not captured: {self.refusal}" if self.refusal else "captured"
 
     def close(self) -> None:
-        with TURNS.working():
-            self._often.held.clear()
+        with self._lock, TURNS.working():
+            if not self._closed:
+                self._closed = True
+                self._often.held.clear()
+                self._free()
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Let go what the runtime holds on the GPU."""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RequestError("the session is closed", self.artifact.path, "Open it again")
+
+
+def _let_go(bindings: list[GraphBinding]) -> None:
+    """In a turn: what the GPU holds is freed."""
+    with TURNS.working():
+        bindings.clear()
 
 
 class CudaSession(GraphSession):

@@ -67,6 +67,10 @@ class InductorCudaSession(CudaSession):
             self._opened[name] = inductor.Package(self.artifact.path, single_threaded=True, model=name)
         return self._opened[name]
 
+    def _free(self) -> None:
+        self._opened.clear()
+        del self._package
+
     def executed(self) -> dict[str, Any]:
         import torch
 

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, MutableSequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +25,7 @@ from exporter.targets.base import (
 )
 from exporter.targets.cuda import TURNS, WARM_RUNS, GraphBinding, GraphSession
 from exporter.targets.nvidia import NvidiaTarget
+from exporter.targets.own_thread import OwnThread
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -110,14 +111,13 @@ class OnnxRuntimeCudaSession(GraphSession):
 
     What ONNX Runtime holds is destroyed in that thread too, in its turn: to destroy a captured graph while another one
     is being captured ends the process (https://github.com/microsoft/onnxruntime/pull/32081). A session that nobody
-    closed is destroyed so when it is collected, unless bindings of it are still held.
+    closed is destroyed so when it is collected. What somebody bound keeps ONNX Runtime's session, wherever that goes.
     """
 
     def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
         super().__init__(artifact)
         self._precision, self._threads = precision, threads
         self._numbers = itertools.count(1)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="planish-onnxruntime-cuda")
         self._opened: list[onnxruntime.InferenceSession] = []
         try:
             self._reopen(capture=not self.refusal)
@@ -127,67 +127,62 @@ class OnnxRuntimeCudaSession(GraphSession):
             # Where ONNX Runtime would have to leave operators to the processor it captures nothing.
             self._reopen(capture=False)
             self.refusal = str(error.remedy or error.what)
-        weakref.finalize(self, _destroy_in, self._thread, self._opened, self._often.held).atexit = False
+        self._thread = OwnThread("planish-onnxruntime-cuda")
+        last = partial(_destroy, self._opened, self._often.held)
+        weakref.finalize(self, self._thread.stop, last).atexit = False
 
     def _reopen(self, *, capture: bool) -> None:
         self._opened[:] = [open_cuda_session(self.artifact.path, self._threads, capture=capture)]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        return self._thread.submit(super().run, inputs).result()
+        return self._thread.run(partial(super().run, inputs))
 
     def close(self) -> None:
-        done = _destroy_in(self._thread, self._opened, self._often.held)
-        if done is not None:  # else it was closed before
-            done.result()
-            self._thread.shutdown()
+        self._thread.run(super().close)
+
+    def _free(self) -> None:
+        self._opened.clear()
 
     def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
         with TURNS.capturing():
+            inference = self._inference()
             if not self.refusal:
                 try:
-                    return self._binding(arrays, next(self._numbers))
+                    return OnnxRuntimeCudaBinding(inference, self.artifact, arrays, next(self._numbers))
                 except Exception as error:  # ONNX Runtime has no common base class for its errors
                     # What uses the GPU in this process without taking turns disturbs a capture, and a session whose
                     # capture failed fails from then on: another one goes on without.
                     self._reopen(capture=False)
                     self.refusal = first_line(error)
                     self._often.held.clear()
-            return self._binding(arrays, NOT_CAPTURED)
+                    del inference
+            return self._bind_once(arrays)
 
     def _bind_once(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
-        return self._binding(arrays, NOT_CAPTURED)
+        return OnnxRuntimeCudaBinding(self._inference(), self.artifact, arrays, NOT_CAPTURED)
 
-    def _binding(self, arrays: dict[str, Array], number: int) -> OnnxRuntimeCudaBinding:
-        return OnnxRuntimeCudaBinding(self._opened[0], self.artifact, arrays, number)
+    def _inference(self) -> onnxruntime.InferenceSession:
+        self._check_open()
+        return self._opened[0]
 
     def executed(self) -> dict[str, Any]:
         import onnxruntime as ort
 
-        placed = nodes_by_provider(self._opened[0])
+        inference = self._inference()
         return {
             "runtime": f"onnxruntime {ort.__version__}",
             "device": "cuda",
-            "provider": self._opened[0].get_providers()[0],
+            "provider": inference.get_providers()[0],
             "precision": self._precision,
-            "nodes": dict(placed),
+            "nodes": dict(nodes_by_provider(inference)),
             "cuda_graphs": self.graphs(),
         }
 
 
-def _destroy_in(
-    thread: ThreadPoolExecutor, *held: MutableSequence[Any] | MutableMapping[Any, Any]
-) -> Future[None] | None:
-    """Empty what is held in a thread, in its turn; ``None`` where the thread takes no more work."""
-
-    def destroy() -> None:
-        with TURNS.working():
-            for each in held:
-                each.clear()
-
-    try:
-        return thread.submit(destroy)
-    except RuntimeError:
-        return None
+def _destroy(opened: MutableSequence[Any], held: MutableMapping[Any, Any]) -> None:
+    with TURNS.working():
+        held.clear()
+        opened.clear()
 
 
 def open_cuda_session(path: Path, threads: int, *, capture: bool) -> onnxruntime.InferenceSession:

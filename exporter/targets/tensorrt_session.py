@@ -91,7 +91,11 @@ class TensorRtSession(CudaSession):
         """With contexts of its own: a captured graph holds the addresses and the shapes that its context had."""
         return self._executor()
 
+    def _free(self) -> None:
+        del self._shared, self._engine, self._runtime
+
     def executed(self) -> dict[str, Any]:
+        self._check_open()
         return {
             "runtime": f"{self._module} {self._trt.__version__}",
             "device": "cuda",

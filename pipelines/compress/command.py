@@ -41,8 +41,9 @@ def compress_recipe(
 
     if not recipe.compress.steps:
         raise RequestError("the recipe has no steps to compress by", recipe.source, "Give compress.steps")
-    free_place(out)
     launched = is_launched()
+    if is_first():
+        free_place(out)
     progress = progress or Progress(quiet=True)
     if launched:
         join()

@@ -260,9 +260,14 @@ def _answer(batch: EncodedBatch, place: int, labels: Mapping[int, str], _: int) 
 
 
 def _characters(answer: str, context: str) -> tuple[int, int] | None:
-    """From which character of the context to which: nearest to where the data say, or else where it is found first."""
-    text, start = str(answer).strip(), getattr(answer, "start", None) or 0
-    places = [found.start() for found in re.finditer(re.escape(text), context)] if text else []
+    """From which character of the context to which: nearest to where the data say, or else where it is found first,
+    among whole words before parts of them.
+    """
+    text, start = str(answer).strip(), getattr(answer, "start", None)
+    places = [found.start() for found in re.finditer(f"(?={re.escape(text)})", context)] if text else []
+    if start is None:
+        whole = [found.start() for found in re.finditer(rf"(?=(?<!\w){re.escape(text)}(?!\w))", context)]
+        places, start = whole or places, 0
     return min(((place, place + len(text)) for place in places), key=lambda span: abs(span[0] - start), default=None)
 
 

@@ -100,15 +100,16 @@ def add_head(source: Source, task: Task, labels: Sequence[str], folder: Path, se
         remedy = "Fine-tune it before it is compressed"
         raise RequestError("a model that was changed inside cannot be given a new head", source.spec, remedy)
     names = dict(enumerate(labels))
-    classes: dict[str, Any] = {}
-    if task.name in HEADS:
-        classes = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    if task.name not in HEADS:  # start and end of an answer, whatever the classes of the source's own head
+        names = {0: "LABEL_0", 1: "LABEL_1"}
     torch.manual_seed(seed)
     with quiet_transformers():
         try:
             model = getattr(transformers, str(task.auto_class)).from_pretrained(
                 source.path,
-                **classes,
+                num_labels=len(names),
+                id2label=names,
+                label2id={name: index for index, name in names.items()},
                 ignore_mismatched_sizes=True,
                 use_safetensors=not source.pickled,
                 local_files_only=True,

@@ -1,14 +1,16 @@
-"""Where a model folder goes that somebody asked for: whole or not at all."""
+"""Where a model folder goes that somebody asked for."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from exporter.errors import RequestError
-from pipelines.disk import disk_errors, make_folder
+from pipelines.disk import disk_errors, make_folder, remove_tree
 
 _REMEDY = "choose another --out"
 _LAST = "config.json"
@@ -27,29 +29,45 @@ def free_place(out: Path) -> Path:
     """
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise RequestError("there is something already where the model is to go", out, "Choose another --out")
-    with disk_errors(out, _REMEDY), _scratch(out):
+    with _scratch(out):
         return out
 
 
 def put(folder: Path, out: Path) -> None:
-    """Copy a model folder to where it is wanted.
+    """Copy a model folder to where it is wanted, whole or not at all.
+
+    A process that is killed while it fills a folder that was there leaves it without ``config.json``.
 
     Raises:
         RequestError: Something has appeared there meanwhile.
         EnvironmentLackError: Writing is not allowed there any more, or no space is left.
     """
     free_place(out)
-    with disk_errors(out, _REMEDY), _scratch(out) as scratch:
-        whole = Path(scratch) / "whole"
+    with _scratch(out) as scratch:
+        whole, moved = scratch / "whole", []
         shutil.copytree(folder, whole)
         if not out.is_dir():
             whole.rename(out)
             return
-        for path in sorted(whole.iterdir(), key=lambda path: path.name == _LAST):
-            path.rename(out / path.name)
+        try:
+            for path in sorted(whole.iterdir(), key=lambda path: path.name == _LAST):
+                moved.append(path.rename(out / path.name))
+        except OSError:
+            for path in moved:
+                remove_tree(path)
+            raise
 
 
-def _scratch(out: Path) -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
     """A folder on the same file system: in `out` where that is there, else beside it."""
     above = out if out.is_dir() else make_folder(out.absolute().parent, _REMEDY)
-    return tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=above)
+    with disk_errors(out, _REMEDY), disk_errors(above, _REMEDY):
+        try:
+            scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=above))
+        except FileNotFoundError as error:  # a folder that says it is there and takes nothing, as /proc
+            raise RequestError("no folder can be made there", out, "Choose another --out") from error
+        try:
+            yield scratch
+        finally:
+            remove_tree(scratch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,13 @@ class FakeSession(CudaSession):
     def __init__(self, device: FakeCuda, call: Any = None) -> None:
         super().__init__(Artifact(Path("none"), "onnx", SIGNATURE, CONTRACT), device)
         self.computed = call or CountedCall()
+        self.freed = 0
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self.computed(inputs)
+
+    def _free(self) -> None:
+        self.freed += 1
 
     def executed(self) -> dict[str, Any]:
         return {"runtime": "fake", "device": "cuda", "precision": "fp32", "cuda_graphs": self.graphs()}
@@ -274,6 +279,33 @@ def test_a_session_touches_a_fake_gpu_in_its_turn_only(does: str) -> None:
     work.join(60)
     assert not work.is_alive()
     assert (len(puts), len(held)) == ((1, 0) if does == "close" else (2, 1))
+
+
+def test_what_loses_its_place_is_let_go_in_a_turn_on_a_fake_gpu() -> None:
+    session = FakeSession(FakeCuda())
+    held, gone = session._often.held, threading.Event()
+    for number in range(MOST_GRAPHS):
+        held[number] = session.bind(given(1))
+    weakref.finalize(held[0]._inputs["x"], gone.set)
+    make = session.bind(given(2))
+    work = threading.Thread(target=session._often.get, args=("new", lambda: make))
+    with TURNS.capturing():
+        work.start()
+        assert not gone.wait(0.3)
+    work.join(60)
+    assert not work.is_alive()
+    assert list(held) == [*range(1, MOST_GRAPHS), "new"]
+
+
+def test_a_closed_session_on_a_fake_gpu_is_closed_once_and_says_so() -> None:
+    session = FakeSession(FakeCuda())
+    session.run(given(1))
+    session.close()
+    session.close()
+    assert session.freed == 1
+    for use in (session.run, session.bind):
+        with pytest.raises(RequestError, match="the session is closed"):
+            use(given(1))
 
 
 def test_a_fake_session_whose_captures_are_switched_off_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

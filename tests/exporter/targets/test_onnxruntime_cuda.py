@@ -145,6 +145,45 @@ def test_all_runs_of_a_fake_session_are_in_the_thread_that_captures_them(
     session.close()
 
 
+def test_a_closed_session_says_so_and_opens_nothing_again(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr(onnxruntime_cuda, "open_cuda_session", lambda *given, capture: opened.append(capture))
+    session = OnnxRuntimeCudaSession(artifact, "fp32", 1)
+    session.close()
+    inputs = {"x": np.zeros((1, 4), np.float32)}
+    for use in (lambda: session.run(inputs), lambda: session.bind(inputs), session.executed):
+        with pytest.raises(RequestError, match="the session is closed"):
+            use()
+    assert opened == [True]
+
+
+def test_a_session_may_be_collected_while_its_thread_is_inside_the_thread_pools_lock(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector of garbage runs in the middle of anything."""
+    from concurrent.futures import thread as pools
+
+    done = threading.Event()
+
+    class Pretended:
+        def __del__(self) -> None:
+            done.set()
+
+    monkeypatch.setattr(onnxruntime_cuda, "open_cuda_session", lambda *given, capture: Pretended())
+    held = [OnnxRuntimeCudaSession(artifact, "fp32", 1)]
+
+    def collect() -> None:
+        with pools._global_shutdown_lock:
+            held.clear()
+            gc.collect()
+
+    collecting = threading.Thread(target=collect, daemon=True)
+    collecting.start()
+    collecting.join(60)
+    assert not collecting.is_alive()
+    assert done.wait(60)
+
+
 @pytest.mark.parametrize("let_go", ["close", "forget"])
 def test_a_fake_session_is_destroyed_in_its_own_thread_and_not_amid_a_capture(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, let_go: str

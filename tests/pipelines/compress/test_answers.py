@@ -14,13 +14,14 @@ import yaml
 from torch.nn import functional
 
 from calibration.datasets import load_task_dataset
+from calibration.roles import Answer
 from exporter.encoders.text import TextEncoder
 from exporter.errors import RequestError
 from exporter.sources import resolve_source
 from exporter.tasks import get_task
 from pipelines.compress import objectives
 from pipelines.compress.command import compress_recipe
-from pipelines.compress.examples import COUNTED, TARGET, collator, encode_examples
+from pipelines.compress.examples import COUNTED, TARGET, _characters, collator, encode_examples
 from pipelines.compress.learning import Answers, Lesson, Terms
 from pipelines.compress.models import MODEL, open_trainable
 from pipelines.compress.steps.desk import encoder_of, open_desk
@@ -138,6 +139,24 @@ def test_of_several_places_the_one_that_the_data_name_is_meant(encoded: Callable
     assert encoded(context, ["river"])[0][TARGET][0] == places[0]
 
 
+@pytest.mark.parametrize(
+    ("answer", "context", "span"),
+    [
+        (Answer("na na", 3), "na na na", (3, 8)),
+        (Answer("1 1", 2), "1 1 1", (2, 5)),
+        ("art", "the party of art", (13, 16)),
+        (Answer("art", 5), "the party of art", (5, 8)),
+        ("art", "the party", (5, 8)),
+        ("(art)", "of (art).", (3, 8)),
+        ("", "no answer", None),
+        (" ", "no answer", None),
+        ("Art", "of art", None),
+    ],
+)
+def test_where_an_answer_is_found(answer: str, context: str, span: tuple[int, int] | None) -> None:
+    assert _characters(answer, context) == span
+
+
 def test_an_answer_that_is_cut_off_or_only_in_the_question_is_none(encoded: Callable[..., Any]) -> None:
     context = "the old city and the big river"
     full = encoded(context, ["big river"])[0]
@@ -253,7 +272,7 @@ def test_data_without_a_single_answer_to_learn_are_refused(place: Path, tmp_path
 
 
 def test_an_encoder_gets_a_head_for_answers_and_its_vocabulary_is_cut(place: Path, tmp_path: Path) -> None:
-    make_model("bert-plain", tmp_path / "encoder")
+    make_model("bert-classifier", tmp_path / "encoder")  # its three classes are not two ends of an answer
     recipe = {
         "source": str(tmp_path / "encoder"),
         "task": TASK,

@@ -69,10 +69,31 @@ def test_what_is_there_is_not_touched(tmp_path: Path, model: Path) -> None:
     assert (tmp_path / "file").read_text() == (tmp_path / "full" / "mine").read_text() == "mine"
 
 
-def test_where_nothing_can_be_written_that_is_said_before_the_work() -> None:
+@pytest.mark.parametrize("place", ["/proc/planish/model", "/proc/model", "/sys/model"])
+def test_where_nothing_can_be_written_that_is_said_before_the_work(place: str) -> None:
     with pytest.raises(PlanishError) as caught:
-        free_place(Path("/proc/planish/model"))
+        free_place(Path(place))
     assert "hoose another --out" in str(caught.value.remedy)
+
+
+def test_a_move_that_fails_in_the_middle_leaves_an_empty_folder_empty(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename, moved = tmp_path / "empty", Path.rename, []
+    out.mkdir()
+
+    def once(self: Path, target: Path) -> Path:
+        if len(moved) == 2:
+            raise OSError(28, os.strerror(28), str(target))
+        moved.append(target.name)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", once)
+    with pytest.raises(PlanishError, match="no space left on the disk"):
+        put(model, out)
+    assert len(moved) == 2
+    assert "config.json" not in moved
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty folder"])
