@@ -118,6 +118,12 @@ class Recipe(Section):
                 )
         if self.custom is not None and self.task not in (None, "custom"):
             raise Wrong("does not go with 'custom:'", self.task, "Set 'task: custom' or remove 'custom'", "task")
+        trained_on = self.compress.data or self.compress.unlabelled
+        if self.compress.steps and trained_on and "data" not in self.calibration.model_fields_set:
+            # A recipe that compresses calibrates on what it trains on.
+            split = self.compress.split if self.compress.data else None
+            found = {"data": trained_on, "columns": self.compress.columns, "split": split}
+            self.__dict__["calibration"] = self.calibration.model_copy(update=found)  # the recipe cannot be assigned to
         return self
 
     @model_validator(mode="wrap")
@@ -130,8 +136,6 @@ class Recipe(Section):
                 "onnxruntime-cpu-fp32", *asked
             ):
                 data = {**data, "require": ()}
-        if isinstance(data, Mapping) and (learned := _calibrate_on_training_data(data)):
-            data = {**data, "calibration": learned}
         try:
             return handler(data)
         except ValidationError as error:
@@ -241,19 +245,6 @@ def usable_cores() -> int:
     """
     allowed, quota = len(affinity()), cpu_quota()
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
-
-
-def _calibrate_on_training_data(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The section `calibration` of a recipe that compresses and names no data to calibrate on: what it trains on."""
-    compress, given = data.get("compress"), data.get("calibration") or {}
-    if not isinstance(compress, Mapping) or not compress.get("steps"):
-        return None
-    if not isinstance(given, Mapping) or "data" in given:
-        return None
-    if compress.get("data") is not None:
-        found = {"data": compress["data"], "columns": compress.get("columns") or {}, "split": compress.get("split")}
-        return {**found, **given}
-    return None if compress.get("unlabelled") is None else {"data": compress["unlabelled"], **given}
 
 
 def _offered(variant: Any, targets: Iterable[Any], precisions: Iterable[Any]) -> bool:

@@ -235,9 +235,17 @@ def _calibration_data(recipe: Recipe, resolved: Mapping[str, Any]) -> tuple[dict
     """How to open the calibration data, and what identifies it. The rows that judge quality are not among them, unless
     the recipe says so: what is measured on rows that ranges were learned from tells too much good."""
     learned = recipe.calibration
-    columns = {} if learned.data is None else learned.columns or recipe.data.columns
-    common = {"columns": columns, "limit": None, "split": learned.split, "seed": recipe.seed}
+    common = {"columns": _calibration_columns(recipe), "limit": None, "split": learned.split, "seed": recipe.seed}
     return _opened(recipe.calibration.data, resolved["calibration"]["sha256"], common)
+
+
+def _calibration_columns(recipe: Recipe) -> dict[str, Any]:
+    """Those of inputs: ranges are learned without labels, which the data may not have."""
+    from calibration.roles import TRUTH
+
+    learned = recipe.calibration
+    columns = {} if learned.data is None else learned.columns or recipe.data.columns
+    return {role: column for role, column in columns.items() if role not in TRUTH}
 
 
 def _opened(
@@ -268,7 +276,8 @@ def _refuse_bad_data(recipe: Recipe, source: Source | None) -> None:
     from pipelines.verification.predict import WITHOUT_METRIC
 
     if learned.data is not None:
-        load_task_dataset(str(recipe.task), learned.data, columns=learned.columns or asked.columns, split=learned.split)
+        columns = _calibration_columns(recipe)
+        load_task_dataset(str(recipe.task), learned.data, columns=columns, split=learned.split)
     if asked.evaluation is None:
         return
     data = load_task_dataset(

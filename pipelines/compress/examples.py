@@ -114,15 +114,14 @@ def join(parts: Sequence[Examples]) -> Examples:
     )
 
 
-def with_teacher(examples: Examples, theirs: Examples) -> Examples:
+def with_teacher(examples: Examples, theirs: Examples, remedy: str) -> Examples:
     """The examples with the inputs of a teacher that has a tokenizer of its own beside them.
 
     Raises:
-        RequestError: The two cut a text into different numbers of tokens.
+        RequestError: The two cut a text into different numbers of tokens; with the remedy.
     """
     for number, (mine, other) in enumerate(zip(examples.lengths, theirs.lengths, strict=True)):
         if mine != other:
-            remedy = "Match logits or embeddings only (soft, hard, embedding), or take the teacher's tokenizer"
             raise RequestError(
                 "teacher and student cut a text into different tokens", f"row {number + 1}: {other} and {mine}", remedy
             )

@@ -22,6 +22,8 @@ _SENTENCE_FILES = re.compile(r"^(modules|config_sentence_transformers|sentence_\
 HEADS = ("text-classification", "token-classification", "image-classification")
 TRAINABLE = (*HEADS, "question-answering", "feature-extraction")
 """Tasks that can be learned from labels."""
+BY_TOKEN = ("token-classification", "question-answering")
+"""Tasks whose logits belong to tokens."""
 
 
 def open_trainable(source: Source, task: Task) -> Any:

@@ -11,7 +11,9 @@ import pytest
 
 from exporter import hardware
 from exporter.errors import RequestError
+from pipelines.compress.sections import Compress
 from pipelines.recipe import TARGETS, Recipe, load_recipe, parse_overrides, parse_point, recipe_digest, usable_cores
+from pipelines.recipe_sections import Calibration
 
 
 def write(folder: Path, text: str | bytes, name: str = "recipe.yaml") -> Path:
@@ -43,6 +45,28 @@ def test_where_a_recipe_compresses_it_calibrates_on_what_it_trains_on(tmp_path: 
     assert calibrated(f"data: train.csv\n  {steps}", "calibration: {data: mine.csv}").data == str(tmp_path / "mine.csv")
     assert calibrated(f"data: train.csv\n  {steps}", "calibration: {data: null}").data is None
     assert calibrated("data: train.csv\n  steps: []").data is None
+    given = {"data": train, "columns": {"text": "text"}, "steps": [{"prune": {"heads": 0.5}}]}
+    for section in (given, Compress(**given)):
+        learned = Recipe(source="model", compress=section, calibration=Calibration(samples=7)).calibration
+        assert (learned.data, learned.columns, learned.samples) == (train, {"text": "text"}, 7)
+    assert "calibration" not in str(refused(source="model", compress={**given, "columns": ["text"]}))
+
+
+def test_calibration_reads_the_columns_of_inputs_alone(tmp_path: Path) -> None:
+    from pipelines.runner import _calibration_columns
+
+    for name in ("texts.csv", "test.csv"):
+        (tmp_path / name).write_text("sentence,label\nsome words,1\n", encoding="utf-8")
+    columns = "columns: {text: sentence, label: label}"
+    recipe = load_recipe(
+        write(
+            tmp_path,
+            "source: model\ncompress: {unlabelled: texts.csv, steps: [{prune: {heads: 0.5}}]}\n"
+            f"data: {{evaluation: test.csv, {columns}}}",
+        )
+    )
+    assert _calibration_columns(recipe) == {"text": "sentence"}
+    assert _calibration_columns(load_recipe(write(tmp_path, "source: model"))) == {}
 
 
 def test_defaults() -> None:

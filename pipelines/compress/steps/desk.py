@@ -26,7 +26,7 @@ from pipelines.compress.examples import (
     refuse_missing_classes,
     with_teacher,
 )
-from pipelines.compress.models import HEADS, MODEL, open_trainable, save_model
+from pipelines.compress.models import BY_TOKEN, HEADS, MODEL, open_trainable, save_model
 from pipelines.compress.sections import Loss, Training
 from pipelines.compress.teacher import ANSWERS, refuse_unlike
 from pipelines.verification.metrics import IGNORED_TAG
@@ -204,11 +204,13 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
         if terms.inner:
             lesson.teacher = open_trainable(teacher, desk.task)
             lesson.layer_map = usual_layer_map(_layers(model), _layers(lesson.teacher))
-            if (
-                hasattr(their_encoder, "tokenizer")
-                and their_encoder.tokenizer.get_vocab() != desk.encoder.tokenizer.get_vocab()
-            ):
-                examples = with_teacher(examples, desk.examples(settings.max_length, encoder=their_encoder))
+        by_token = bool(terms.soft) and desk.task.name in BY_TOKEN
+        if (terms.inner or by_token) and not _same_tokenizer(their_encoder, desk.encoder):
+            remedy = "Learn from labels alone (loss: {hard: 1, soft: 0}), or keep the teacher's tokens (no min_count)"
+            if not by_token:
+                remedy = "Match logits or embeddings only (soft, hard, embedding), or take the teacher's tokenizer"
+            both = with_teacher(examples, desk.examples(settings.max_length, encoder=their_encoder), remedy)
+            examples = both if terms.inner else examples
     torch.manual_seed(desk.seed)
     lesson.prepare(model)
     if not any(isinstance(callback, KeepZeros) for callback in callbacks) and (masks := zeros_of(model)):
@@ -231,6 +233,11 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
     if pairs:
         told["scores_divided_by"] = desk.largest_score
     return {**trained.to_dict(), "loss": told, "teacher": None if teacher is None else teacher.name}
+
+
+def _same_tokenizer(one: Any, other: Any) -> bool:
+    """Also where there is none, as of pictures."""
+    return not hasattr(one, "tokenizer") or one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
 
 
 def _validation(desk: Desk, settings: Training, pairs: bool) -> tuple[Examples | None, Any]:

@@ -264,6 +264,21 @@ def test_heads_and_neurons_are_pruned_by_what_the_answers_lose(taught: Taught, p
     assert exact(tmp_path / "out" / MODEL, place / "test.jsonl") > 0.8
 
 
+def test_a_teachers_answers_are_refused_where_they_belong_to_other_tokens(
+    taught: Taught, place: Path, tmp_path: Path
+) -> None:
+    """Rare words are cut into more pieces than the teacher has."""
+    asked = {"train": place / "train.jsonl", "task": TASK, "teacher": taught.folder, "answers": taught.answers}
+    step = {"vocabulary": True, "min_count": 600, "recover": {"max_steps": 2}}
+    with pytest.raises(RequestError, match="teacher and student cut a text into different tokens") as caught:
+        prune(arguments(taught.folder, tmp_path / "soft", step, **asked))
+    assert "soft: 0" in str(caught.value.remedy)
+    step["recover"] = {"max_steps": 2, "loss": {"hard": 1, "soft": 0}}
+    assert prune(arguments(taught.folder, tmp_path / "hard", step, **asked))["removed"]["tokens_after"] < 350
+    whole = {"vocabulary": True, "recover": {"max_steps": 2}}
+    assert prune(arguments(taught.folder, tmp_path / "whole", whole, **asked))["training"]["loss"]["soft"] == 0.5
+
+
 def test_data_without_a_single_answer_to_learn_are_refused(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "none.jsonl"
     path.write_text(json.dumps({"question": "where", "context": "the old city", "answers": ["river"]}) + "\n")
