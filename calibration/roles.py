@@ -152,7 +152,11 @@ def _answers(value: Any, _: Path) -> list[Answer]:
         if texts is None:
             raise TypeError("without text")
         starts = [None] * len(texts) if starts is None else starts
+        if len(starts) != len(texts):
+            raise ValueError(f"{len(texts)} texts and {len(starts)} starts")
         value = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    if value is None:
+        raise TypeError("missing; a question without an answer has []")
     return [_answer(one) for one in ([value] if isinstance(value, str | Mapping) else value)]
 
 

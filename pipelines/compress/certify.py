@@ -94,6 +94,8 @@ def certify(
             record["latency"] = race_forms(forms, how, progress)
     record["claims"] = check_claims(asked, record)
     record["findings"] = wording.findings(record)
+    if place is not None and removal is None:
+        record["findings"].append(f"Nothing can be removed, so nothing was written to {place}.")
     if place is not None and removal is not None and not proven:
         raise GateError("the smaller checkpoint was not written", place, removal["parity"]["reason"])
     return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,6 +104,18 @@ def encode_pairs(
     ]
     lengths = [max(pair) for pair in zip(texts.lengths[::2], texts.lengths[1::2], strict=True)]
     return Examples(items, lengths, texts.inputs)
+
+
+def only(examples: Examples, kept: Sequence[bool]) -> Examples:
+    """Some of them."""
+    items = [item for item, keep in zip(examples.items, kept, strict=True) if keep]
+    lengths = [length for length, keep in zip(examples.lengths, kept, strict=True) if keep]
+    return replace(examples, items=items, lengths=lengths)
+
+
+def is_labelled(example: Example) -> bool:
+    """Whether anything in an example is known to be right."""
+    return bool(np.any(np.asarray(example[TARGET]) != IGNORED_TAG))
 
 
 def join(parts: Sequence[Examples]) -> Examples:
@@ -252,10 +265,21 @@ def _answer(batch: EncodedBatch, place: int, labels: Mapping[int, str], _: int) 
         return nowhere
     kept = np.flatnonzero(batch.inputs["attention_mask"][place])
     begins, ends = batch.offsets[place, kept].T
-    inside = np.flatnonzero((batch.sequence_ids[place, kept] == 1) & (begins < span[1]) & (ends > span[0]))
-    if not len(inside) or begins[inside[0]] > span[0] or ends[inside[-1]] < span[1]:  # it was cut off, or a part of it
+    context = batch.sequence_ids[place, kept] == 1
+    inside = np.flatnonzero(context & (begins < span[1]) & (ends > span[0]))
+    if not len(inside):
         return nowhere
+    first, last, text = inside[0], inside[-1], row["context"]
+    if not context[:first].any() and _says_something(text[span[0] : begins[first]]):
+        return nowhere  # its beginning was cut off
+    if not context[last + 1 :].any() and _says_something(text[ends[last] : span[1]]):
+        return nowhere  # or its end
     return {COUNTED: 0, TARGET: np.array([inside[0], inside[-1]])}
+
+
+def _says_something(text: str) -> bool:
+    """Whether there is more in a text than what a tokenizer may leave out without a token: marks, spaces, controls."""
+    return any(unicodedata.category(letter) not in ("Mn", "Me", "Cf", "Cc", "Zs") for letter in text)
 
 
 def _characters(answer: str, context: str) -> tuple[int, int] | None:

@@ -282,6 +282,9 @@ class _Trainer(Trainer):
         loss = total / count
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes afterwards
+        if self.accelerator.num_processes > 1:
+            # Each process waits for the gradient of every weight, also of those that no term of the loss reaches.
+            loss = loss + 0 * sum(weight.sum() for weight in model.parameters() if weight.requires_grad)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -416,6 +419,7 @@ def _arguments(
             logging_nan_inf_filter=False,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
+            ddp_find_unused_parameters=False,  # it looks at outputs, and the loss is made of more than these
             report_to=[],
             disable_tqdm=True,
             log_level="error",

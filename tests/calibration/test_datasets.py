@@ -156,7 +156,7 @@ def test_answers_and_where_they_begin_in_all_their_forms(tmp_path: Path, given: 
 
 
 @pytest.mark.parametrize(
-    "given", [{"answer_start": [0]}, [{"answer_start": 0}], {"text": ["Ada"], "answer_start": []}, [3]]
+    "given", [{"answer_start": [0]}, [{"answer_start": 0}], {"text": ["Ada"], "answer_start": []}, [3], None]
 )
 def test_what_is_no_answer_is_named(tmp_path: Path, given: Any) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps({"question": "Who?", "answers": given}))

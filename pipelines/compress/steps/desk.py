@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -18,18 +18,19 @@ from exporter.preprocess import read_labels
 from exporter.sources import Source
 from exporter.tasks import Task, get_task
 from pipelines.compress.examples import (
-    TARGET,
     Examples,
     encode_examples,
     encode_pairs,
+    is_labelled,
     join,
+    only,
     refuse_missing_classes,
     with_teacher,
 )
 from pipelines.compress.models import BY_TOKEN, HEADS, MODEL, open_trainable, save_model
 from pipelines.compress.sections import Loss, Training
 from pipelines.compress.teacher import ANSWERS, refuse_unlike
-from pipelines.verification.metrics import IGNORED_TAG
+from pipelines.processes import report_progress
 
 
 @dataclass
@@ -191,9 +192,13 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
     pairs = bool(terms.hard) and desk.task.name == "feature-extraction"
     judged, score = _validation(desk, settings, pairs)
     examples = desk.pairs("train", settings.max_length) if pairs else desk.examples(settings.max_length)
-    if terms.hard and not any(np.any(np.asarray(example[TARGET]) != IGNORED_TAG) for example in examples.items):
-        nowhere = "no answer is among the tokens of its context"
-        raise RequestError("there is nothing to learn from", nowhere, "Mend compress.data, or raise max_length")
+    known = [is_labelled(example) for example in examples.items]
+    if terms.hard:
+        _refuse_unknown(known, desk, "compress.data")
+        if not all(known):
+            report_progress(f"{known.count(False)} of {len(known)} rows have no label, or none within their tokens")
+            if not (terms.soft or terms.embedding or terms.inner):
+                examples = only(examples, known)  # the others teach nothing
     lesson = Lesson(terms, pool=desk.pool())
     if teacher is not None:
         their_encoder = encoder_of(teacher, desk.task)
@@ -229,10 +234,19 @@ def learn(desk: Desk, model: Any, settings: Training, loss: Loss | None, *, call
         callbacks=callbacks,
     )
     lesson.finish(model)
+    unlabelled = known.count(False) if terms.hard else 0
     told: dict[str, Any] = {name: value for name, value in terms.__dict__.items() if value}
     if pairs:
         told["scores_divided_by"] = desk.largest_score
-    return {**trained.to_dict(), "loss": told, "teacher": None if teacher is None else teacher.name}
+    named = None if teacher is None else teacher.name
+    return {**trained.to_dict(), "loss": told, "teacher": named, "without_label": unlabelled}
+
+
+def _refuse_unknown(known: Sequence[bool], desk: Desk, where: str) -> None:
+    if not any(known):
+        answers = desk.task.name == "question-answering"
+        told = f"no {'answer is among the tokens of its context' if answers else 'row has a label'}"
+        raise RequestError("there is nothing to learn from", told, f"Mend {where}, or raise max_length")
 
 
 def _same_tokenizer(one: Any, other: Any) -> bool:
@@ -258,6 +272,7 @@ def _validation(desk: Desk, settings: Training, pairs: bool) -> tuple[Examples |
     if pairs:
         return desk.pairs("validation", settings.max_length), None
     examples = encode_examples(desk.task.name, desk.encoder, data, labels=desk.labels, max_length=settings.max_length)
+    _refuse_unknown([is_labelled(example) for example in examples.items], desk, "compress.validation")
     one_class_a_row = desk.task.name in ("text-classification", "image-classification")
     name = desk.arguments.get("metric") or desk.task.metric
     return examples, classes_score(get_metric(str(name))) if one_class_a_row else None

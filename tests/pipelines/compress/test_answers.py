@@ -129,6 +129,17 @@ def test_targets_are_the_tokens_of_the_first_answer_that_is_there(
     assert example[COUNTED] == 0, "a teacher's answer is learned all the same"
 
 
+@pytest.mark.parametrize("answer", ["cafe\u0301", "old\u200b", "city\u00ad"])
+@pytest.mark.parametrize("after", ["", " and the river"])
+def test_what_a_tokenizer_leaves_out_of_an_answer_is_not_cut_off(
+    answer: str, after: str, encoded: Callable[..., Any]
+) -> None:
+    found = encoded(f"the big {answer}{after}", [answer])[1]
+    assert found is not None
+    assert answer.startswith(found)
+    assert len(answer) - len(found) <= 1
+
+
 def test_of_several_places_the_one_that_the_data_name_is_meant(encoded: Callable[..., Any]) -> None:
     context = "river and river and river"
     places = {
@@ -277,6 +288,21 @@ def test_a_teachers_answers_are_refused_where_they_belong_to_other_tokens(
     assert prune(arguments(taught.folder, tmp_path / "hard", step, **asked))["removed"]["tokens_after"] < 350
     whole = {"vocabulary": True, "recover": {"max_steps": 2}}
     assert prune(arguments(taught.folder, tmp_path / "whole", whole, **asked))["training"]["loss"]["soft"] == 0.5
+
+
+def test_questions_without_an_answer_are_left_out_and_counted(place: Path, tmp_path: Path) -> None:
+    rows = (place / "train.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    none = json.dumps({"question": "where is it", "context": "the old city", "answers": []})
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join([*rows, *[none] * 8]) + "\n", encoding="utf-8")
+    step = {"max_steps": 2}
+    training = finetune(arguments(place / "untrained", tmp_path, step, train=mixed, task=TASK))["training"]
+    assert (training["examples"], training["without_label"]) == (40, 8)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(f"{none}\n" * 3, encoding="utf-8")
+    with pytest.raises(RequestError, match="there is nothing to learn from") as caught:
+        finetune(arguments(place / "untrained", tmp_path, step, train=mixed, validation=empty, task=TASK))
+    assert "compress.validation" in str(caught.value.remedy)
 
 
 def test_data_without_a_single_answer_to_learn_are_refused(place: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import yaml
 
 from exporter.errors import RequestError
 from pipelines.compress.command import compress_recipe
+from pipelines.compress.steps.distil import distil
 from pipelines.recipe import load_recipe
-from tests.pipelines.compress.data import apart, write_csv
+from tests.pipelines.compress.data import apart, arguments, write_csv
 from tests.pipelines.compress.data import texts as rows_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,6 +65,29 @@ def test_two_processes_learn_what_one_does_and_what_they_trained_is_found_again(
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("cached") == 4  # three steps, and the teacher's answers
     assert apart(weights(tmp_path / "two"), weights(tmp_path / "again")) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_learn_inner_states_too(untrained: Path, tmp_path: Path) -> None:
+    """Projections are no part of the model's own forward pass, and what is behind queries, keys and values gets no
+    gradient. (Weights that no loss depends on are moved by rounding, so losses are compared.)
+    """
+    write_csv(tmp_path / "train.csv", rows_of(149))
+    how = {"max_steps": 20, "learning_rate": 1e-3, "dropout": 0.0}
+    student = {"hidden_size": 16, "num_hidden_layers": 1}
+    step = {"config": student, "loss": {"hidden": 1, "relations": 1, "hard": 0, "soft": 0}, **how}
+    data = {"source": str(untrained), "compress": {"data": "train.csv", "steps": [{"distil": step}]}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "pipelines.compress"]
+    both = start(
+        [*launcher, str(tmp_path / "recipe.yaml"), "--json", "--out", str(tmp_path / "two")], tmp_path / "cache"
+    )
+    assert both.returncode == 0, both.stderr
+    (done,) = json.loads(both.stdout)["steps"]
+    alone = distil(arguments(untrained, tmp_path, step, train=tmp_path / "train.csv", teacher=untrained))
+    (loss,) = alone["training"]["losses"]
+    (other,) = done["record"]["training"]["losses"]
+    assert other["loss"] == pytest.approx(loss["loss"], rel=1e-3)
 
 
 def test_what_is_wrong_is_said_before_anything_runs(recipe: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +117,7 @@ def test_texts_without_scores_are_refused(model_folder: Callable[..., Path], tmp
     assert "text_pair, score" in str(caught.value.remedy)
 
 
-def test_a_recipe_trains_an_encoder_and_a_student_of_it(
+def test_a_recipe_trains_an_encoder_and_stops_early(
     model_folder: Callable[..., Path], place: Path, tmp_path: Path
 ) -> None:
     recipe: dict[str, Any] = {
@@ -126,18 +125,10 @@ def test_a_recipe_trains_an_encoder_and_a_student_of_it(
         "compress": {
             "data": str(place / "train.csv"),
             "validation": str(place / "test.csv"),
-            "steps": [
-                {"finetune": {**FAST, "early_stopping": 3}},
-                {"distil": {"layers": 1, "epochs": 4, "learning_rate": 2e-3}},
-            ],
+            "steps": [{"finetune": {**FAST, "epochs": 12, "learning_rate": 2e-2, "early_stopping": 1}}],
         },
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     done = compress_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "model")
-    losses = [step["record"]["training"]["loss"] for step in done["steps"]]
-    assert losses == [
-        {"hard": 1.0, "temperature": 2.0, "scores_divided_by": 5.0},
-        {"embedding": 1.0, "temperature": 2.0},
-    ]
-    assert json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"] == 1
+    assert 1 < len(done["steps"][0]["record"]["training"]["evaluations"]) < 12
     assert spearman(tmp_path / "model", place / "test.csv") > 0.4

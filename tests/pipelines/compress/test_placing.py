@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from exporter.errors import PlanishError, RequestError
 from pipelines.compress import placing
 from pipelines.compress.placing import free_place, put
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -53,6 +57,22 @@ def test_a_model_goes_into_an_empty_folder(
     put(model, free_place({"folder": empty, "link": tmp_path / "link", "here": Path(".")}[how]))
     assert names(empty) == WHOLE
     assert empty.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty folder"])
+def test_what_a_killed_copy_left_is_in_nobodys_way(tmp_path: Path, model: Path, there: bool) -> None:
+    out = tmp_path / "place" / "model"
+    (out if there else out.parent).mkdir(parents=True)
+    code = (
+        "import os, shutil, sys; from pathlib import Path; from pipelines.compress import placing\n"
+        "placing.shutil.copytree = lambda folder, whole: (shutil.copytree, whole.mkdir(), os.kill(os.getpid(), 9))\n"
+        "placing.put(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model), str(out)], check=False, cwd=ROOT)
+    assert done.returncode == -9
+    assert [path.name for path in (tmp_path / "place").rglob("whole")] == ["whole"], "it was killed in the middle"
+    put(model, free_place(out))
+    assert names(tmp_path / "place") == [f"model/{name}" for name in WHOLE]
 
 
 def test_what_is_there_is_not_touched(tmp_path: Path, model: Path) -> None:
