@@ -479,10 +479,11 @@ def together(place: str, *variant_ids: str) -> dict[str, Any]:
     from exporter.targets.shape_cache import PATIENCE
 
     opened = [_variant(place, variant_id, built=True) for variant_id in variant_ids]
+    trusted = [_trusted(target, artifact) for target, _, artifact in opened]
 
     def open_one(number: int) -> Any:
         target, variant, artifact = opened[number % len(opened)]
-        return target.open(artifact, variant, threads=4, trusted_digests=_trusted(target, artifact))
+        return target.open(artifact, variant, threads=4, trusted_digests=trusted[number % len(opened)])
 
     sessions = [open_one(number) for number in range(2)]
     labels = (*POINTS, "odd")

@@ -283,10 +283,11 @@ def test_a_session_touches_a_fake_gpu_in_its_turn_only(does: str) -> None:
 
 def test_what_loses_its_place_is_let_go_in_a_turn_on_a_fake_gpu() -> None:
     session = FakeSession(FakeCuda())
-    held, gone = session._often.held, threading.Event()
+    session.refusal = "the fake holds on to what it captures"
+    held, gone, working = session._often.held, threading.Event(), []
     for number in range(MOST_GRAPHS):
         held[number] = session.bind(given(1))
-    weakref.finalize(held[0]._inputs["x"], gone.set)
+    weakref.finalize(held[0]._inputs["x"], lambda: (working.append(TURNS._working), gone.set()))
     make = session.bind(given(2))
     work = threading.Thread(target=session._often.get, args=("new", lambda: make))
     with TURNS.capturing():
@@ -294,7 +295,9 @@ def test_what_loses_its_place_is_let_go_in_a_turn_on_a_fake_gpu() -> None:
         assert not gone.wait(0.3)
     work.join(60)
     assert not work.is_alive()
+    assert gone.is_set()
     assert list(held) == [*range(1, MOST_GRAPHS), "new"]
+    assert working == [1], "it was freed within the turn"
 
 
 def test_a_closed_session_on_a_fake_gpu_is_closed_once_and_says_so() -> None:
