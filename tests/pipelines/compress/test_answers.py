@@ -140,6 +140,12 @@ def test_what_a_tokenizer_leaves_out_of_an_answer_is_not_cut_off(
     assert len(answer) - len(found) <= 1
 
 
+def test_an_answer_is_not_cut_off_where_its_context_goes_on(encoded: Callable[..., Any]) -> None:
+    """The tokenizer leaves out a sign that is no mark."""
+    assert encoded("the big old\ufffd and the river", ["old\ufffd"])[1] == "old"
+    assert encoded("the river and \ufffdold city", ["\ufffdold"])[1] == "old"
+
+
 def test_of_several_places_the_one_that_the_data_name_is_meant(encoded: Callable[..., Any]) -> None:
     context = "river and river and river"
     places = {
