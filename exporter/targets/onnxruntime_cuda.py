@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 import weakref
 from collections import Counter
@@ -153,7 +154,7 @@ class OnnxRuntimeCudaSession(GraphSession):
                     # What uses the GPU in this process without taking turns disturbs a capture, and a session whose
                     # capture failed fails from then on: another one goes on without.
                     self._reopen(capture=False)
-                    self.refusal = first_line(error)
+                    self.refusal = cuda_failure(error)
                     self._often.held.clear()
                     del inference
             return self._bind_once(arrays)
@@ -221,6 +222,12 @@ def open_cuda_session(path: Path, threads: int, *, capture: bool) -> onnxruntime
             "onnxruntime-gpu needs CUDA 13 and cuDNN 9 libraries: docs/nvidia.md says how to install them",
         )
     return session
+
+
+def cuda_failure(error: BaseException) -> str:
+    """What CUDA said, out of what ONNX Runtime makes of it: first come the names of its own functions, for lines."""
+    found = re.search(r"CUDA failure \d+: [^;\n]+", str(error))
+    return found[0].strip() if found else first_line(error)
 
 
 def nodes_by_provider(session: onnxruntime.InferenceSession) -> Counter[str]:

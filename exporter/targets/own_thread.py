@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -18,18 +20,26 @@ class OwnThread:
 
     Whoever gives it something after `stop` waits for ever: stop it when nobody is left who could.
 
+    The process does not end in the middle of what it does: native code that comes back to an interpreter which is gone
+    ends the process with SIGABRT. So what it was given is done first (Ctrl-C ends the waiting in `run`, not the work),
+    and daemon threads, which go on until the end, have nothing more done: they wait in `run` until they are gone.
+
     Args:
         name: Of the thread.
     """
 
     def __init__(self, name: str) -> None:
         self._work: Work = SimpleQueue()
-        threading.Thread(target=_serve, args=(self._work,), name=name, daemon=True).start()
+        self._thread = threading.Thread(target=_serve, args=(self._work,), name=name, daemon=True)
+        self._thread.start()
+        _ALIVE.add(self)
 
     def run(self, call: Callable[[], T]) -> T:
         """Have something done, and wait for what comes of it."""
         done: Future[T] = Future()
-        self._work.put((call, done))
+        with _GIVING:
+            if not _ENDING.is_set() or threading.current_thread() is threading.main_thread():
+                self._work.put((call, done))
         return done.result()
 
     def stop(self, last: Callable[[], object]) -> None:
@@ -40,6 +50,25 @@ class OwnThread:
         """
         self._work.put((last, None))
         self._work.put(None)
+
+    def settle(self) -> None:
+        """Wait until it has done what it was given so far, or has stopped."""
+        done: Future[None] = Future()
+        self._work.put((lambda: None, done))
+        while self._thread.is_alive() and not wait([done], timeout=0.1).done:
+            pass
+
+
+_ALIVE: weakref.WeakSet[OwnThread] = weakref.WeakSet()
+_GIVING, _ENDING = threading.Lock(), threading.Event()
+
+
+@atexit.register
+def _end() -> None:
+    with _GIVING:
+        _ENDING.set()
+    for thread in list(_ALIVE):
+        thread.settle()
 
 
 def _serve(work: Work) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import weakref
 from typing import Any
@@ -46,3 +48,41 @@ def test_it_holds_nothing_of_what_it_has_done() -> None:
     del large
     mine.run(lambda: None)
     assert seen() is None
+
+
+def test_after_ctrl_c_the_process_ends_when_what_it_was_given_is_done() -> None:
+    code = """
+import signal, threading, time
+from exporter.targets.own_thread import OwnThread
+mine = OwnThread("planish-test")
+threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+mine.run(lambda: (time.sleep(1), print("done", flush=True)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "done\n"
+    assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert ended.returncode == -2
+
+
+def test_when_the_process_ends_daemon_threads_have_nothing_more_done_and_others_may_close_what_they_hold() -> None:
+    code = """
+import atexit, threading, time
+def last():  # registered first: called last
+    before = count
+    time.sleep(0.3)
+    print(count - before, mine.run(lambda: "closed"), flush=True)
+atexit.register(last)
+from exporter.targets.own_thread import OwnThread
+mine, count = OwnThread("planish-test"), 0
+def one():
+    global count
+    count += 1
+def more():
+    while True:
+        mine.run(one)
+threading.Thread(target=more, daemon=True).start()
+while count < 100:
+    time.sleep(0.01)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0 closed\n", "")
