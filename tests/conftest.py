@@ -8,8 +8,12 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.exporter.targets.simulated_cuda.process import SimulatedGpu
 
 # No test may reach for the network, and child processes inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -65,3 +69,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no shared data beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def simulated_gpu(tmp_path_factory: pytest.TempPathFactory) -> SimulatedGpu:
+    """CUDA builds on simulated CUDA libraries, in processes of their own; skips without them."""
+    from tests.exporter.targets.simulated_cuda.process import SimulatedGpu, lacking
+
+    if reason := lacking():
+        pytest.skip(reason)
+    return SimulatedGpu(tmp_path_factory.mktemp("simulated-cuda"))

@@ -1,0 +1,357 @@
+"""What is done on the simulated GPU, each in a process of its own: `python scenarios.py NAME JSON` prints a JSON.
+
+ONNX Runtime's CUDA provider is the real one, and so is torch where its CUDA build is given: only the CUDA libraries
+below them are simulated. Kernels do nothing there, so numbers are compared for a model of products of matrices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+
+from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
+from exporter.targets.cuda import TURNS, Cuda, CudaSession, GraphSession, Turns
+from exporter.targets.onnxruntime_cuda import OnnxRuntimeCuda
+from exporter.targets.own_thread import OwnThread
+from exporter.targets.shape_cache import PATIENCE
+
+WIDTH, LAYERS = 16, 6
+SHAPES = (1, 3, 8, 32)
+THREADS, RUNS = 4, PATIENCE + 12
+CLOSE = 1e-4
+CALLS = (
+    "cudaStreamBeginCapture",
+    "cudaGraphInstantiate",
+    "cudaGraphLaunch",
+    "cudaGraphExecDestroy",
+    "cudaStreamCreateWithFlags",
+    "cudaStreamDestroy",
+)
+
+OnnxRuntimeCuda.require = lambda self: None  # type: ignore[method-assign]  # it would look for NVIDIA's driver
+
+
+class Gpu:
+    """The simulated GPU's own functions."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL("libcudart.so.13")
+        self.library.simulated_held.restype = ctypes.c_size_t
+        self.library.simulated_count.restype = ctypes.c_long
+
+    def slow(self, call_us: int = 40, operation_us: int = 20) -> None:
+        """Calls take up to so long, and what is given to a stream waits up to so long: threads meet in many orders."""
+        self.library.simulated_delays(call_us, operation_us)
+
+    def refused(self) -> list[str]:
+        """The calls that CUDA would have refused, or that would have been lost."""
+        text = ctypes.create_string_buffer(1 << 20)
+        self.library.simulated_refused(text, len(text))
+        return text.value.decode().splitlines()
+
+    def counts(self) -> dict[str, int]:
+        return {call: self.library.simulated_count(call.encode()) for call in CALLS}
+
+    def held(self) -> int:
+        """Bytes of its memory that are allocated."""
+        return int(self.library.simulated_held())
+
+
+GPU = Gpu()
+
+
+class Products:
+    """A model of products of matrices: `y = x w0 w1 …`."""
+
+    def __init__(self) -> None:
+        import onnx
+
+        numbers = np.random.default_rng(0)
+        self.weights = [(0.3 * numbers.standard_normal((WIDTH, WIDTH))).astype(np.float32) for _ in range(LAYERS)]
+        names = ["x", *(f"h{layer}" for layer in range(1, LAYERS)), "y"]
+        body = " ".join(f"{names[i + 1]} = MatMul({names[i]}, w{i})" for i in range(LAYERS))
+        model = onnx.parser.parse_model(
+            f'<ir_version: 9, opset_import: ["" : 20]> g (float[n, {WIDTH}] x) => (float[n, {WIDTH}] y) {{ {body} }}'
+        )
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(self.weights))
+        path = Path(mkdtemp()) / "model.onnx"
+        onnx.save(model, path)
+        spec = ("float32", ("batch", WIDTH))
+        signature = Signature((TensorSpec("x", *spec),), (TensorSpec("y", *spec),), (Axis("batch", 1, 64),))
+        self.artifact = Artifact(path, "onnx", signature, InputContract())
+
+    def inputs(self, numbers: np.random.Generator, batch: int) -> dict[str, np.ndarray]:
+        return {"x": numbers.standard_normal((batch, WIDTH)).astype(np.float32)}
+
+    def error(self, inputs: dict[str, np.ndarray], outputs: dict[str, Any]) -> float:
+        wanted = inputs["x"]
+        for weight in self.weights:
+            wanted = wanted @ weight
+        error = float(np.abs(np.asarray(outputs["y"]) - wanted).max())
+        return error if error == error else float("inf")
+
+
+class ProductsInTorch(CudaSession):
+    """The same model in torch, as a session of a runtime that works on torch's tensors."""
+
+    def __init__(self, model: Products) -> None:
+        import torch
+
+        super().__init__(model.artifact, Cuda())
+        self._weights = [torch.from_numpy(weight).to("cuda") for weight in model.weights]
+
+    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        found = inputs["x"]
+        for weight in self._weights:
+            found = torch.mm(found, weight)
+        return {"y": found}
+
+    def executed(self) -> dict[str, Any]:
+        return {"cuda_graphs": self.graphs()}
+
+    def _free(self) -> None:
+        self._weights.clear()
+
+
+def open_session(model: Products, kind: str) -> GraphSession:
+    if kind == "torch":
+        with TURNS.working():
+            return ProductsInTorch(model)
+    session = OnnxRuntimeCuda().open(model.artifact, Variant("onnxruntime-cuda", "fp32"), threads=1)
+    assert isinstance(session, GraphSession)
+    return session
+
+
+def together(kinds: list[str], turns: bool = True) -> dict[str, Any]:
+    """Two sessions from four threads that change shapes, while others are opened, captured, closed or let go."""
+    if not turns:
+        _no_turns()
+    model = Products()
+    sessions = [open_session(model, kinds[number % len(kinds)]) for number in range(2)]
+    numbers = np.random.default_rng(0)
+    for session in sessions:  # bound beside, as latency is measured
+        for batch in SHAPES:
+            inputs = model.inputs(numbers, batch)
+            binding = session.bind(inputs)
+            binding.run()
+            assert model.error(inputs, binding.host_outputs()) < CLOSE
+            del binding
+    gc.collect()
+    GPU.slow()
+    start, done = threading.Barrier(THREADS + 1), threading.Event()
+
+    def work(number: int) -> float:
+        numbers = np.random.default_rng(number)
+        start.wait()
+        batches = [SHAPES[(turn + number) % len(SHAPES)] for turn in range(RUNS * len(SHAPES))]
+        worst = 0.0
+        for batch in batches:
+            inputs = model.inputs(numbers, batch)
+            worst = max(worst, model.error(inputs, sessions[number % 2].run(inputs)))
+        return worst
+
+    def come_and_go() -> tuple[float, int]:
+        numbers = np.random.default_rng(THREADS)
+        start.wait()
+        worst, count = 0.0, 0
+        while not done.is_set():
+            session = open_session(model, kinds[count % len(kinds)])
+            for _ in range(PATIENCE + 2):  # the last ones are captured
+                inputs = model.inputs(numbers, 5)
+                worst = max(worst, model.error(inputs, session.run(inputs)))
+            if count % 2:
+                session.close()
+            del session
+            count += 1
+        return worst, count
+
+    failures: list[str] = []
+    errors: list[float] = []
+    came_and_went = 0
+    with ThreadPoolExecutor(THREADS + 1) as pool:
+        others, works = pool.submit(come_and_go), [pool.submit(work, number) for number in range(THREADS)]
+        for job in works:
+            with _told(failures):
+                errors.append(job.result())
+        done.set()
+        with _told(failures):
+            error, came_and_went = others.result()
+            errors.append(error)
+    return {
+        "failures": failures,
+        "worst": max(errors, default=None),
+        "came_and_went": came_and_went,
+        "graphs": [session.graphs() for session in sessions],
+    }
+
+
+def disturbed(kind: str) -> dict[str, Any]:
+    """Another thread, which knows nothing of turns, allocates all the time."""
+    model = Products()
+    session = open_session(model, kind)
+    GPU.slow(100, 20)
+    numbers, done = np.random.default_rng(0), threading.Event()
+
+    def allocate() -> None:
+        pointer = ctypes.c_void_p()
+        while not done.is_set():
+            if GPU.library.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(64)) == 0:
+                GPU.library.cudaFree(pointer)
+
+    allocates = threading.Thread(target=allocate)
+    allocates.start()
+    worst = 0.0
+    try:
+        for number in range(20):
+            inputs = model.inputs(numbers, SHAPES[number % len(SHAPES)])
+            binding = session.bind(inputs)
+            binding.run()
+            worst = max(worst, model.error(inputs, binding.host_outputs()))
+            del binding
+    finally:
+        done.set()
+        allocates.join()
+    GPU.slow(0, 0)
+    for number in range(PATIENCE * 2):
+        inputs = model.inputs(numbers, SHAPES[number % 2])
+        worst = max(worst, model.error(inputs, session.run(inputs)))
+    return {"worst": worst, "graphs": session.graphs()}
+
+
+def let_go(kind: str) -> dict[str, Any]:
+    """Sessions with captured graphs are closed, forgotten, or outlived by what was bound."""
+    model = Products()
+    numbers = np.random.default_rng(0)
+    keep = open_session(model, kind)
+    keep.run(model.inputs(numbers, 1))
+    before = GPU.held()
+    kept = []
+    for number in range(6):
+        session = open_session(model, kind)
+        inputs = model.inputs(numbers, 4)
+        for _ in range(PATIENCE + 1):
+            session.run(inputs)
+        binding = session.bind(inputs)
+        binding.run()
+        if number % 3 == 2:
+            kept.append((binding, inputs))
+        if number % 2:
+            session.close()
+        del session, binding
+        gc.collect()
+    worst = 0.0
+    for binding, inputs in kept:
+        binding.run()
+        worst = max(worst, model.error(inputs, binding.host_outputs()))
+    del binding
+    kept.clear()
+    gc.collect()
+    keep.run(model.inputs(numbers, 1))
+    _until(lambda: GPU.counts()["cudaGraphExecDestroy"] >= GPU.counts()["cudaGraphInstantiate"])
+    if kind == "torch":
+        import torch
+
+        torch.cuda.empty_cache()
+    return {"worst": worst, "grew": GPU.held() - before}
+
+
+def many_shapes() -> dict[str, Any]:
+    """More shapes than a session holds graphs for, in random order."""
+    model, order = Products(), random.Random(0)
+    session = open_session(model, "onnxruntime")
+    numbers, worst = np.random.default_rng(0), 0.0
+    for _ in range(6000):
+        inputs = model.inputs(numbers, order.randint(1, 12))
+        worst = max(worst, model.error(inputs, session.run(inputs)))
+    captured = GPU.counts()["cudaStreamBeginCapture"]
+    session.close()
+    return {"worst": worst, "captured": captured}
+
+
+def left_open(kinds: list[str]) -> dict[str, Any]:
+    """The process ends while sessions are open and used."""
+    model = Products()
+    for kind in kinds:
+        session = open_session(model, kind)
+        numbers = np.random.default_rng(0)
+        inputs = model.inputs(numbers, 2)
+        for _ in range(PATIENCE + 1):
+            session.run(inputs)
+
+        def work(session: GraphSession = session, inputs: dict[str, np.ndarray] = inputs) -> None:
+            while True:
+                session.run(inputs)
+
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.3)
+    return {}
+
+
+def placed(files: list[str], signature: dict[str, Any], shapes: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """Files are opened, captured and run in several shapes: where their nodes are, and what was captured."""
+    interface = Signature.from_dict(signature)
+    told = {}
+    for file in files:
+        artifact = Artifact(Path(file), "onnx", interface, InputContract())
+        session = OnnxRuntimeCuda().open(artifact, Variant("onnxruntime-cuda", "fp32"), threads=1)
+        before = GPU.counts()["cudaGraphInstantiate"]
+        for one in shapes:
+            inputs = {spec.name: np.ones(one[spec.name], spec.dtype) for spec in interface.inputs}
+            session.bind(inputs).run()
+        executed = session.executed()
+        told[file] = {
+            "nodes": executed["nodes"],
+            "graphs": executed["cuda_graphs"],
+            "captured": GPU.counts()["cudaGraphInstantiate"] - before,
+        }
+        session.close()
+    return {"files": told}
+
+
+def _no_turns() -> None:
+    """Everybody runs and captures when and where he likes, as before there were turns."""
+    free = lambda self: contextlib.nullcontext()  # noqa: E731
+    Turns.working = Turns.capturing = free  # type: ignore[method-assign,assignment]
+    OwnThread.run = lambda self, call: call()  # type: ignore[method-assign,assignment]
+
+
+@contextlib.contextmanager
+def _told(failures: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        failures.append(str(error))
+
+
+def _until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
+    scenario.__name__: scenario for scenario in (together, disturbed, let_go, many_shapes, left_open, placed)
+}
+
+
+if __name__ == "__main__":
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    told = SCENARIOS[sys.argv[1]](**json.loads(sys.argv[2]))
+    print(json.dumps({**told, "refused": GPU.refused(), "counts": GPU.counts()}), flush=True)
