@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import threading
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from exporter.artifact import Artifact
 from exporter.errors import EnvironmentLackError, RequestError, first_line
 from exporter.targets.base import Array, Binding, DeviceBinding, Session, check_inputs
+from exporter.targets.own_thread import OwnThread
 from exporter.targets.shape_cache import ShapeCache
 
 MOST_GRAPHS = 8
@@ -23,6 +26,7 @@ WARM_RUNS = 3
 SWITCH = "PLANISH_CUDA_GRAPHS"
 """The environment variable that, with the value 0, keeps sessions from capturing."""
 
+T = TypeVar("T")
 Call = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -68,6 +72,32 @@ class Turns:
 
 
 TURNS = Turns()
+
+
+@functools.cache
+def _frees() -> OwnThread:
+    """Who waits for a turn to free what nobody holds any more."""
+    return OwnThread("planish-frees")
+
+
+def free_in_turn(owner: object, held: list[Any]) -> None:
+    """What the owner holds on the GPU is to be freed when it is collected: later, in a turn and in a thread for that.
+
+    The owner may be let go anywhere, amid a capture too. To free something on the GPU then would spoil the capture, and
+    to destroy a graph that ONNX Runtime captured ends the process
+    (https://github.com/microsoft/onnxruntime/pull/32081).
+
+    Args:
+        owner: Who is the only one to use it.
+        held: The last references to it that there will be, beside those of the owner. They must not lead back to the
+            owner. Emptied by the owner's own `close`, there is nothing to free.
+    """
+    weakref.finalize(owner, _frees().give, functools.partial(_free, held)).atexit = False
+
+
+def _free(held: list[Any]) -> None:
+    with TURNS.working():
+        held.clear()
 
 
 class Cuda:
@@ -169,7 +199,7 @@ class Cuda:
             # Threads that know nothing of turns, such as the user's own, may go on allocating and copying meanwhile.
             with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
                 results = call()
-        return graph.replay, results
+        return _Graph(graph).replay, results
 
     def capturing(self) -> bool:
         """Whether what is given to the device now is recorded, and not done."""
@@ -194,6 +224,17 @@ class Cuda:
         end.record()
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1e3 / runs
+
+
+class _Graph:
+    """A graph that torch captured."""
+
+    def __init__(self, graph: Any) -> None:
+        self._held = [graph]
+        free_in_turn(self, self._held)
+
+    def replay(self) -> None:
+        self._held[0].replay()
 
 
 def _writeable(array: Array) -> Array:
@@ -266,8 +307,8 @@ class GraphSession(Session):
     """A session on the GPU whose `run` captures a graph for shapes that come often.
 
     The others are launched kernel by kernel, which takes the host longer than the device where a model is small. One
-    run at a time: the buffers of a shape are shared. Sessions of a process may run in several threads; what somebody
-    bound must not be run, nor let go, while another thread binds, or runs a session of ONNX Runtime.
+    run at a time: the buffers of a shape are shared. Sessions of a process may run in several threads, and be let go in
+    any; what somebody bound must not be run while another thread binds, or runs a session of ONNX Runtime.
 
     Attributes:
         refusal: Why runs are not captured; empty where they are.
@@ -276,7 +317,9 @@ class GraphSession(Session):
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
         self.refusal = f"{SWITCH} is 0" if os.environ.get(SWITCH) == "0" else ""
-        self._often: ShapeCache[GraphBinding] = ShapeCache(MOST_GRAPHS, _let_go)
+        self._often: ShapeCache[GraphBinding] = ShapeCache(MOST_GRAPHS)
+        self._held: list[Any] = []
+        free_in_turn(self, self._held)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -315,21 +358,22 @@ class GraphSession(Session):
             if not self._closed:
                 self._closed = True
                 self._often.held.clear()
-                self._free()
+                self._forget()
+                self._held.clear()
+        _frees().run(lambda: None)  # what was captured is free too when this returns
+
+    def _hold(self, native: T) -> T:
+        """Keep something that the runtime has on the GPU until the session is closed or collected."""
+        self._held.append(native)
+        return native
 
     @abstractmethod
-    def _free(self) -> None:
-        """Let go what the runtime holds on the GPU."""
+    def _forget(self) -> None:
+        """Let go all that was given to `_hold`."""
 
     def _check_open(self) -> None:
         if self._closed:
             raise RequestError("the session is closed", self.artifact.path, "Open it again")
-
-
-def _let_go(bindings: list[GraphBinding]) -> None:
-    """In a turn: what the GPU holds is freed."""
-    with TURNS.working():
-        bindings.clear()
 
 
 class CudaSession(GraphSession):

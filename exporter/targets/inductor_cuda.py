@@ -47,7 +47,7 @@ class InductorCudaSession(CudaSession):
         self._precision = precision
         try:
             # One runner, without the events by which several would take turns: these cannot be captured.
-            self._package = inductor.Package(artifact.path, single_threaded=True)
+            self._package = self._hold(inductor.Package(artifact.path, single_threaded=True))
         except RuntimeError as error:
             raise RequestError("the AOTInductor package cannot be opened", artifact.path, first_line(error)) from error
         self._shaped = {_key(one): name for name, one in (shapes or {}).items()}
@@ -64,10 +64,10 @@ class InductorCudaSession(CudaSession):
         if name is None:
             return self._package
         if name not in self._opened:
-            self._opened[name] = inductor.Package(self.artifact.path, single_threaded=True, model=name)
+            self._opened[name] = self._hold(inductor.Package(self.artifact.path, single_threaded=True, model=name))
         return self._opened[name]
 
-    def _free(self) -> None:
+    def _forget(self) -> None:
         self._opened.clear()
         del self._package
 

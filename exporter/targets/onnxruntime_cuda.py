@@ -7,7 +7,7 @@ import re
 import time
 import weakref
 from collections import Counter
-from collections.abc import Mapping, MutableMapping, MutableSequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +24,7 @@ from exporter.targets.base import (
     output_shapes,
     register_target,
 )
-from exporter.targets.cuda import TURNS, WARM_RUNS, GraphBinding, GraphSession
+from exporter.targets.cuda import TURNS, WARM_RUNS, GraphBinding, GraphSession, free_in_turn
 from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.own_thread import OwnThread
 
@@ -75,6 +75,10 @@ class OnnxRuntimeCudaBinding(GraphBinding):
             for _ in range(WARM_RUNS):
                 self.run()
 
+    def held(self) -> list[Any]:
+        """What ONNX Runtime has for it, and its session."""
+        return [self._session, self._binding, *self._inputs.values(), *self._outputs.values()]
+
     def refill(self, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             self._inputs[name].update_inplace(array)
@@ -108,18 +112,13 @@ class OnnxRuntimeCudaSession(GraphSession):
 
     ONNX Runtime keeps what it captured by thread: another thread that runs the same binding captures it again, in the
     middle of what others do. So `run` works in one thread, the session's own, whoever calls it. What somebody bound is
-    captured in the thread that bound it, and is to be run there.
-
-    What ONNX Runtime holds is destroyed in that thread too, in its turn: to destroy a captured graph while another one
-    is being captured ends the process (https://github.com/microsoft/onnxruntime/pull/32081). A session that nobody
-    closed is destroyed so when it is collected. What somebody bound keeps ONNX Runtime's session, wherever that goes.
+    captured in the thread that bound it, and is to be run there. It keeps ONNX Runtime's session, closed or not.
     """
 
     def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
         super().__init__(artifact)
         self._precision, self._threads = precision, threads
         self._numbers = itertools.count(1)
-        self._opened: list[onnxruntime.InferenceSession] = []
         try:
             self._reopen(capture=not self.refusal)
         except RequestError as error:
@@ -129,11 +128,10 @@ class OnnxRuntimeCudaSession(GraphSession):
             self._reopen(capture=False)
             self.refusal = str(error.remedy or error.what)
         self._thread = OwnThread("planish-onnxruntime-cuda")
-        last = partial(_destroy, self._opened, self._often.held)
-        weakref.finalize(self, self._thread.stop, last).atexit = False
+        weakref.finalize(self, self._thread.stop).atexit = False
 
     def _reopen(self, *, capture: bool) -> None:
-        self._opened[:] = [open_cuda_session(self.artifact.path, self._threads, capture=capture)]
+        self._held[:] = [open_cuda_session(self.artifact.path, self._threads, capture=capture)]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         return self._thread.run(partial(super().run, inputs))
@@ -141,30 +139,33 @@ class OnnxRuntimeCudaSession(GraphSession):
     def close(self) -> None:
         self._thread.run(super().close)
 
-    def _free(self) -> None:
-        self._opened.clear()
+    def _forget(self) -> None:
+        """It is nowhere else."""
 
     def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
         with TURNS.capturing():
-            inference = self._inference()
-            if not self.refusal:
-                try:
-                    return OnnxRuntimeCudaBinding(inference, self.artifact, arrays, next(self._numbers))
-                except Exception as error:  # ONNX Runtime has no common base class for its errors
-                    # What uses the GPU in this process without taking turns disturbs a capture, and a session whose
-                    # capture failed fails from then on: another one goes on without.
-                    self._reopen(capture=False)
-                    self.refusal = cuda_failure(error)
-                    self._often.held.clear()
-                    del inference
-            return self._bind_once(arrays)
+            binding = self._captured(arrays) if not self.refusal else self._bind_once(arrays)
+        free_in_turn(binding, binding.held())
+        return binding
+
+    def _captured(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
+        try:
+            return OnnxRuntimeCudaBinding(self._inference(), self.artifact, arrays, next(self._numbers))
+        except Exception as error:  # ONNX Runtime has no common base class for its errors
+            # What uses the GPU in this process without taking turns disturbs a capture, and a session whose capture
+            # failed fails from then on: another one goes on without.
+            self.refusal = cuda_failure(error)
+        self._often.held.clear()
+        self._reopen(capture=False)
+        return self._bind_once(arrays)
 
     def _bind_once(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
         return OnnxRuntimeCudaBinding(self._inference(), self.artifact, arrays, NOT_CAPTURED)
 
     def _inference(self) -> onnxruntime.InferenceSession:
         self._check_open()
-        return self._opened[0]
+        inference: onnxruntime.InferenceSession = self._held[0]
+        return inference
 
     def executed(self) -> dict[str, Any]:
         import onnxruntime as ort
@@ -178,12 +179,6 @@ class OnnxRuntimeCudaSession(GraphSession):
             "nodes": dict(nodes_by_provider(inference)),
             "cuda_graphs": self.graphs(),
         }
-
-
-def _destroy(opened: MutableSequence[Any], held: MutableMapping[Any, Any]) -> None:
-    with TURNS.working():
-        held.clear()
-        opened.clear()
 
 
 def open_cuda_session(path: Path, threads: int, *, capture: bool) -> onnxruntime.InferenceSession:

@@ -42,13 +42,16 @@ class OwnThread:
                 self._work.put((call, done))
         return done.result()
 
-    def stop(self, last: Callable[[], object]) -> None:
-        """Have something done at last, without waiting; nothing can be done afterwards.
+    def give(self, call: Callable[[], object]) -> None:
+        """Have something done, without waiting.
 
         Safe in finalizers: the collector of garbage runs in the middle of anything, with any lock held, and the queue's
         `put` is the one of its kind that allows for that.
         """
-        self._work.put((last, None))
+        self._work.put((call, None))
+
+    def stop(self) -> None:
+        """Let it end when all is done that it was given; nothing can be done afterwards. Safe in finalizers."""
         self._work.put(None)
 
     def settle(self) -> None:

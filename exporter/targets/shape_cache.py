@@ -22,12 +22,10 @@ class ShapeCache(Generic[T]):
 
     Args:
         most: Places, at least one.
-        let_go: Empties a list of what has lost its place.
     """
 
-    def __init__(self, most: int, let_go: Callable[[list[T]], None] = list.clear) -> None:
+    def __init__(self, most: int) -> None:
         self.most = most
-        self._let_go = let_go
         self.held: OrderedDict[Hashable, T] = OrderedDict()
         self._patience = PATIENCE
         self._came: OrderedDict[Hashable, int] = OrderedDict()
@@ -37,8 +35,8 @@ class ShapeCache(Generic[T]):
         if shape not in self.held:
             self.held[shape] = make()
             self._came.pop(shape, None)
-            if lost := [self.held.popitem(last=False)[1] for _ in range(len(self.held) - self.most)]:
-                self._let_go(lost)
+            while len(self.held) > self.most:
+                self.held.popitem(last=False)
         self.held.move_to_end(shape)
         return self.held[shape]
 

@@ -55,10 +55,10 @@ class TensorRtSession(CudaSession):
                 f"{module} cannot be imported", error, "docs/nvidia.md says how to install it"
             ) from error
         self._log = _logger(self._trt)
-        self._runtime = self._trt.Runtime(self._log)
+        self._runtime = self._hold(self._trt.Runtime(self._log))
         if host_code:
             self._runtime.engine_host_code_allowed = True
-        self._engine = self._runtime.deserialize_cuda_engine(artifact.path.read_bytes())
+        self._engine = self._hold(self._runtime.deserialize_cuda_engine(artifact.path.read_bytes()))
         if self._engine is None:
             raise RequestError("TensorRT cannot load the engine", self._log.told(), "Build it again on this machine")
         self._check_tensors()
@@ -91,7 +91,7 @@ class TensorRtSession(CudaSession):
         """With contexts of its own: a captured graph holds the addresses and the shapes that its context had."""
         return self._executor()
 
-    def _free(self) -> None:
+    def _forget(self) -> None:
         del self._shared, self._engine, self._runtime
 
     def executed(self) -> dict[str, Any]:

@@ -183,7 +183,7 @@ class FakeEngine:
         if len(self._contexts) >= self._content.get("contexts", 100):
             self._logger.log(FakeSeverity.ERROR, "fake Error Code 2: OutOfMemory")
             return None
-        self._contexts.append(FakeContext(self._content, self._logger))
+        self._contexts.append(CONTEXT(self._content, self._logger))
         return self._contexts[-1]
 
 
@@ -297,6 +297,9 @@ class FakeContext:
         self._logger.log(FakeSeverity.ERROR, f"fake Error Code 3: API Usage Error ({why})")
         return False
 
+
+CONTEXT: type[FakeContext] = FakeContext
+"""What engines make; another one computes elsewhere."""
 
 CLASSES: dict[str, type] = {
     "ICudaEngine": FakeEngine,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import threading
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ import pytest
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec
 from exporter.errors import EnvironmentLackError, RequestError
-from exporter.targets.cuda import MOST_GRAPHS, SWITCH, TURNS, WARM_RUNS, Cuda, CudaBinding, CudaSession
+from exporter.targets.cuda import (
+    MOST_GRAPHS,
+    SWITCH,
+    TURNS,
+    WARM_RUNS,
+    Cuda,
+    CudaBinding,
+    CudaSession,
+    free_in_turn,
+)
 from exporter.targets.shape_cache import PATIENCE
 from tests.exporter.targets.fake_cuda import UNWRITTEN, FakeCuda
 
@@ -48,7 +57,7 @@ class FakeSession(CudaSession):
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self.computed(inputs)
 
-    def _free(self) -> None:
+    def _forget(self) -> None:
         self.freed += 1
 
     def executed(self) -> dict[str, Any]:
@@ -281,23 +290,45 @@ def test_a_session_touches_a_fake_gpu_in_its_turn_only(does: str) -> None:
     assert (len(puts), len(held)) == ((1, 0) if does == "close" else (2, 1))
 
 
-def test_what_loses_its_place_is_let_go_in_a_turn_on_a_fake_gpu() -> None:
+@pytest.mark.parametrize("lets_go", ["owner", "close"])
+def test_what_nobody_holds_any_more_is_freed_in_a_turn(lets_go: str) -> None:
+    """The GPU is pretended: to free something there amid a capture would spoil that."""
+    freed: list[tuple[str, int]] = []
+    done = threading.Event()
+
+    class OnTheGpu:
+        def __del__(self) -> None:
+            freed.append((threading.current_thread().name, TURNS._working))
+            done.set()
+
+    class Owner:
+        def __init__(self) -> None:
+            self.held = [OnTheGpu()]
+            free_in_turn(self, self.held)
+
+    owner = Owner()
+    if lets_go == "close":
+        owner.held.clear()
+        assert freed == [(threading.current_thread().name, 0)]
+        del owner
+        gc.collect()
+        assert len(freed) == 1
+        return
+    with TURNS.capturing():
+        del owner
+        gc.collect()
+        assert not done.wait(0.3)
+    assert done.wait(60)
+    assert freed == [("planish-frees", 1)]
+
+
+def test_the_shape_that_came_longest_ago_loses_its_graph_on_a_fake_gpu() -> None:
     session = FakeSession(FakeCuda())
-    session.refusal = "the fake holds on to what it captures"
-    held, gone, working = session._often.held, threading.Event(), []
+    held = session._often.held
     for number in range(MOST_GRAPHS):
         held[number] = session.bind(given(1))
-    weakref.finalize(held[0]._inputs["x"], lambda: (working.append(TURNS._working), gone.set()))
-    make = session.bind(given(2))
-    work = threading.Thread(target=session._often.get, args=("new", lambda: make))
-    with TURNS.capturing():
-        work.start()
-        assert not gone.wait(0.3)
-    work.join(60)
-    assert not work.is_alive()
-    assert gone.is_set()
+    session._often.get("new", lambda: session.bind(given(2)))
     assert list(held) == [*range(1, MOST_GRAPHS), "new"]
-    assert working == [1], "it was freed within the turn"
 
 
 def test_a_closed_session_on_a_fake_gpu_is_closed_once_and_says_so() -> None:

@@ -32,7 +32,8 @@ def test_everything_is_done_in_one_thread_in_order_and_errors_come_back() -> Non
 def test_it_ends_after_the_last_thing_it_is_given() -> None:
     mine, done = OwnThread("planish-test"), threading.Event()
     thread = mine.run(threading.current_thread)
-    mine.stop(done.set)
+    mine.give(done.set)
+    mine.stop()
     assert done.wait(60)
     thread.join(60)
     assert not thread.is_alive()

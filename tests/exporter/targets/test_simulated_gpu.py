@@ -2,7 +2,8 @@
 
 What CUDA refuses, streams that run behind the host and captured graphs are as CUDA has them; kernels do nothing. So
 this shows in what order, and from which threads, the runtimes are driven, where `fake_cuda` shows our own code alone.
-It does not show numbers of real models, nor speed: `make gpu-check` does, on a GPU. Skips before `make simulated-gpu`.
+Engines are those of `fake_tensorrt`, which compute on the simulated GPU here; around them torch is real too. It does
+not show numbers of real models, nor speed: `make gpu-check` does, on a GPU. Skips before `make simulated-gpu`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ CLOSE = 1e-4
 LOST = "not captured: CUDA failure 901: operation failed due to a previous error during capture"
 
 
-@pytest.mark.parametrize("kinds", [["onnxruntime"], ["torch"], ["onnxruntime", "torch"]], ids="-".join)
+@pytest.mark.parametrize(
+    "kinds",
+    [["onnxruntime"], ["onnxruntime", "torch"], ["onnxruntime", "tensorrt"], ["torch", "tensorrt"]],
+    ids="-".join,
+)
 def test_sessions_run_from_several_threads_while_others_come_and_go(
     simulated_gpu: SimulatedGpu, kinds: list[str]
 ) -> None:
@@ -28,8 +33,8 @@ def test_sessions_run_from_several_threads_while_others_come_and_go(
     assert told["refused"] == []
     assert told["worst"] < CLOSE
     assert told["graphs"] == ["captured", "captured"]
-    assert told["came_and_went"] >= 2
-    assert told["counts"]["cudaGraphInstantiate"] >= 2 * 4 + told["came_and_went"]  # each shape, and that of the others
+    assert told["came_and_went"] >= 10
+    assert told["counts"]["cudaGraphInstantiate"] >= 2 * 8 + 2 * told["came_and_went"]
 
 
 @pytest.mark.parametrize("kinds", [["onnxruntime"], ["onnxruntime", "torch"]], ids="-".join)
@@ -59,12 +64,12 @@ def test_what_others_allocate_disturbs_no_capture_by_torch(simulated_gpu: Simula
     assert told["worst"] < CLOSE
 
 
-@pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch", "tensorrt"])
 def test_all_that_was_captured_and_allocated_is_freed(simulated_gpu: SimulatedGpu, kind: str) -> None:
     told = simulated_gpu.run("let_go", kind=kind)
     assert told["refused"] == []
     assert told["worst"] < CLOSE  # of what was bound too, after its session was closed
-    assert told["grew"] == 0
+    assert told["grew"] <= 0
     assert told["counts"]["cudaGraphInstantiate"] == 12
     assert told["counts"]["cudaGraphExecDestroy"] == 12
 

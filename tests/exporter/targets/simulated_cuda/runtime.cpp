@@ -67,7 +67,7 @@ std::map<std::thread::id, int> thread_numbers;
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local cudaStreamCaptureMode interaction = cudaStreamCaptureModeGlobal;
 cudaError_t sticky = cudaSuccess;
-unsigned delay_us = 0, call_us = 0;
+unsigned call_us = 0, operation_us = 0, captured_us = 0;
 
 int thread_number() {
   auto found = thread_numbers.emplace(std::this_thread::get_id(), static_cast<int>(thread_numbers.size()) + 1);
@@ -93,7 +93,7 @@ void work(Stream *stream) {
     Operation operation = std::move(stream->waiting.front());
     stream->waiting.pop_front();
     held.unlock();
-    if (delay_us) std::this_thread::sleep_for(std::chrono::microseconds(random() % delay_us));
+    if (operation_us) std::this_thread::sleep_for(std::chrono::microseconds(random() % operation_us));
     operation();
     held.lock();
     stream->done++;
@@ -118,6 +118,8 @@ Stream *stream_of(cudaStream_t handle) {
   if (handle == nullptr || handle == cudaStreamLegacy) return legacy();
   return reinterpret_cast<Stream *>(handle);
 }
+
+std::shared_ptr<Event> event_of(cudaEvent_t handle) { return *reinterpret_cast<std::shared_ptr<Event> *>(handle); }
 
 void drain(std::unique_lock<std::mutex> &held, Stream *stream) {
   size_t until = stream->given;
@@ -155,6 +157,11 @@ cudaStreamCaptureStatus status_of(const Capture *capture) {
 cudaError_t give(std::unique_lock<std::mutex> &held, cudaStream_t handle, const char *call, Operation operation) {
   Stream *stream = stream_of(handle);
   counts[call]++;
+  if (stream->capture && captured_us) {
+    held.unlock();
+    std::this_thread::sleep_for(std::chrono::microseconds(captured_us));
+    held.lock();
+  }
   if (Capture *capture = stream->capture.get()) {
     if (capture->invalidated) return cudaErrorStreamCaptureInvalidated;
     capture->operations.push_back(std::move(operation));
@@ -240,8 +247,10 @@ struct Held : std::unique_lock<std::mutex> {
 
 // What tests ask and say.
 extern "C" {
-// How long, at most, a call takes and what is given to a stream waits until it is done.
-void simulated_delays(unsigned call, unsigned operation) { call_us = call, delay_us = operation; }
+// How long, at most, a call takes; what is given to a stream waits until it is done; recording it takes in a capture.
+void simulated_delays(unsigned call, unsigned operation, unsigned captured) {
+  call_us = call, operation_us = operation, captured_us = captured;
+}
 
 long simulated_count(const char *call) {
   Held held(lock);
@@ -278,6 +287,21 @@ int simulated_give(void *stream, const char *call, std::function<void()> *operat
 
 bool simulated_reachable(const char *call, const void *pointer, size_t bytes) {
   return reachable(call, pointer, bytes);
+}
+
+// A kernel: y = 2 x + 1, and the sum of each row of x.
+int simulated_affine(void *stream, const float *x, float *y, float *total, size_t rows, size_t width) {
+  Held held(lock);
+  return answer(give(held, static_cast<cudaStream_t>(stream), __func__, [=] {
+    size_t bytes = rows * width * sizeof(float);
+    if (!reachable("a kernel", x, bytes) || !reachable("a kernel", y, bytes)) return;
+    if (!reachable("a kernel", total, rows * sizeof(float))) return;
+    for (size_t row = 0; row < rows; row++) {
+      float sum = 0;
+      for (size_t i = row * width; i < (row + 1) * width; i++) sum += x[i], y[i] = 2 * x[i] + 1;
+      total[row] = sum;
+    }
+  }));
 }
 
 // The device.
@@ -478,8 +502,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     stream->changed.notify_all();
   }
   stream->worker.join();
-  delete stream;
-  return cudaSuccess;
+  return cudaSuccess;  // what it was stays in memory: another thread may be waiting until it is empty
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
@@ -531,23 +554,22 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode *mode) {
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
-  *event = reinterpret_cast<cudaEvent_t>(new Event{});
+  *event = reinterpret_cast<cudaEvent_t>(new std::shared_ptr<Event>(std::make_shared<Event>()));
   return cudaSuccess;
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
 
+// What streams still have to do with it, they do.
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   Held held(lock);
-  auto *made = reinterpret_cast<Event *>(event);
-  progressed.wait(held, [&] { return made->reached >= made->recorded; });
-  delete made;
+  delete reinterpret_cast<std::shared_ptr<Event> *>(event);
   return cudaSuccess;
 }
 
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) {
   Held held(lock);
-  auto *made = reinterpret_cast<Event *>(event);
+  auto made = event_of(event);
   if (stream_of(stream)->capture) return answer(cudaErrorNotSupported);  // it would spread the capture to others
   size_t number = ++made->recorded;
   return answer(give(held, stream, "cudaEventRecord", [=] {
@@ -563,7 +585,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   Held held(lock);
   counts[__func__]++;
   if (auto error = unsafe(__func__)) return answer(error);
-  auto *made = reinterpret_cast<Event *>(event);
+  auto made = event_of(event);
   size_t until = made->recorded;
   progressed.wait(held, [&] { return made->reached >= until; });
   return answer(cudaSuccess);
@@ -572,13 +594,13 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   Held held(lock);
   if (auto error = unsafe(__func__)) return answer(error);
-  auto *made = reinterpret_cast<Event *>(event);
+  auto made = event_of(event);
   return made->reached < made->recorded ? cudaErrorNotReady : answer(cudaSuccess);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   Held held(lock);
-  auto *made = reinterpret_cast<Event *>(event);
+  auto made = event_of(event);
   if (stream_of(stream)->capture) return answer(cudaErrorNotSupported);
   size_t until = made->recorded;
   return answer(give(held, stream, __func__, [=] {

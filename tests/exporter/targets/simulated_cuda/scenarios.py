@@ -23,15 +23,20 @@ from typing import Any
 import numpy as np
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
-from exporter.targets.cuda import TURNS, Cuda, CudaSession, GraphSession, Turns
+from exporter.targets import shape_cache
+from exporter.targets.cuda import MOST_GRAPHS, TURNS, Cuda, CudaSession, GraphSession, Turns
 from exporter.targets.onnxruntime_cuda import OnnxRuntimeCuda
 from exporter.targets.own_thread import OwnThread
-from exporter.targets.shape_cache import PATIENCE
 
 WIDTH, LAYERS = 16, 6
 SHAPES = (1, 3, 8, 32)
-THREADS, RUNS = 4, PATIENCE + 12
 CLOSE = 1e-4
+PATIENCE = shape_cache.PATIENCE = 3
+"""Much is captured in little time."""
+WORKING, COMING = 4, 3
+"""Threads that run the sessions that stay, and those that open others."""
+RUNS = 200
+"""Of each that works."""
 CALLS = (
     "cudaStreamBeginCapture",
     "cudaGraphInstantiate",
@@ -52,9 +57,15 @@ class Gpu:
         self.library.simulated_held.restype = ctypes.c_size_t
         self.library.simulated_count.restype = ctypes.c_long
 
-    def slow(self, call_us: int = 40, operation_us: int = 20) -> None:
-        """Calls take up to so long, and what is given to a stream waits up to so long: threads meet in many orders."""
-        self.library.simulated_delays(call_us, operation_us)
+    def slow(self, call_us: int = 40, operation_us: int = 20, captured_us: int = 1500) -> None:
+        """Make it slow, so that threads meet in many orders and captures last.
+
+        Args:
+            call_us: What a call takes at most.
+            operation_us: What is given to a stream waits so long at most.
+            captured_us: What it takes to record an operation.
+        """
+        self.library.simulated_delays(call_us, operation_us, captured_us)
 
     def refused(self) -> list[str]:
         """The calls that CUDA would have refused, or that would have been lost."""
@@ -111,7 +122,7 @@ class ProductsInTorch(CudaSession):
         import torch
 
         super().__init__(model.artifact, Cuda())
-        self._weights = [torch.from_numpy(weight).to("cuda") for weight in model.weights]
+        self._weights = self._hold([torch.from_numpy(weight).to("cuda") for weight in model.weights])
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         import torch
@@ -124,14 +135,66 @@ class ProductsInTorch(CudaSession):
     def executed(self) -> dict[str, Any]:
         return {"cuda_graphs": self.graphs()}
 
-    def _free(self) -> None:
+    def _forget(self) -> None:
         self._weights.clear()
 
 
-def open_session(model: Products, kind: str) -> GraphSession:
+class Affine:
+    """An engine of a fake TensorRT that computes on the simulated GPU: `y = 2 x + 1` and the sum of each row of x."""
+
+    def __init__(self) -> None:
+        from tests.exporter.targets import fake_tensorrt
+
+        fake_tensorrt.CONTEXT = _engine_context()
+        sys.modules["tensorrt"] = fake_tensorrt.module("tensorrt")
+        x, total = ("float32", ("batch", WIDTH)), ("float32", ("batch",))
+        ranges = [{"x": [[low, WIDTH], [usual, WIDTH], [64, WIDTH]]} for low, usual in ((1, 2), (4, 32))]
+        path = Path(mkdtemp()) / "model.plan"
+        path.write_bytes(fake_tensorrt.plan("affine", {"x": x}, {"y": x, "total": total}, ranges))
+        outputs = (TensorSpec("y", *x), TensorSpec("total", *total))
+        self.artifact = Artifact(
+            path, "tensorrt", Signature((TensorSpec("x", *x),), outputs, (Axis("batch", 1, 64),)), InputContract()
+        )
+
+    def inputs(self, numbers: np.random.Generator, batch: int) -> dict[str, np.ndarray]:
+        return {"x": numbers.standard_normal((batch, WIDTH)).astype(np.float32)}
+
+    def error(self, inputs: dict[str, np.ndarray], outputs: dict[str, Any]) -> float:
+        x = inputs["x"]
+        wanted = {"y": 2 * x + 1, "total": x.sum(1)}
+        error = max(float(np.abs(outputs[name] - value).max()) for name, value in wanted.items())
+        return error if error == error else float("inf")
+
+
+def _engine_context() -> type[Any]:
+    from tests.exporter.targets.fake_tensorrt import FakeContext
+
+    class SimulatedContext(FakeContext):
+        def execute_async_v3(self, stream_handle: int) -> bool:
+            rows, width = self._shapes["x"]
+            addresses = [ctypes.c_void_p(self._addresses[name]) for name in ("x", "y", "total")]
+            sizes = ctypes.c_size_t(rows), ctypes.c_size_t(width)
+            failed = GPU.library.simulated_affine(ctypes.c_void_p(stream_handle), *addresses, *sizes)
+            return failed == 0 or self._refuse(f"CUDA error {failed}")
+
+        def _stream(self, handle: int) -> bool:
+            return handle != 0 or self._refuse("the legacy stream waits for others")
+
+    return SimulatedContext
+
+
+MODELS: dict[str, Callable[[], Any]] = {"onnxruntime": Products, "torch": Products, "tensorrt": Affine}
+
+
+def open_session(model: Any, kind: str) -> GraphSession:
     if kind == "torch":
         with TURNS.working():
             return ProductsInTorch(model)
+    if kind == "tensorrt":
+        from exporter.targets.tensorrt_session import TensorRtSession
+
+        with TURNS.working():
+            return TensorRtSession(model.artifact, "tensorrt", "fp32")
     session = OnnxRuntimeCuda().open(model.artifact, Variant("onnxruntime-cuda", "fp32"), threads=1)
     assert isinstance(session, GraphSession)
     return session
@@ -141,10 +204,15 @@ def together(kinds: list[str], turns: bool = True) -> dict[str, Any]:
     """Two sessions from four threads that change shapes, while others are opened, captured, closed or let go."""
     if not turns:
         _no_turns()
-    model = Products()
-    sessions = [open_session(model, kinds[number % len(kinds)]) for number in range(2)]
+    models = {kind: MODELS[kind]() for kind in kinds}
+
+    def opened(number: int) -> tuple[Any, GraphSession]:
+        kind = kinds[number % len(kinds)]
+        return models[kind], open_session(models[kind], kind)
+
+    sessions = [opened(number) for number in range(2)]
     numbers = np.random.default_rng(0)
-    for session in sessions:  # bound beside, as latency is measured
+    for model, session in sessions:  # bound beside, as latency is measured
         for batch in SHAPES:
             inputs = model.inputs(numbers, batch)
             binding = session.bind(inputs)
@@ -153,28 +221,34 @@ def together(kinds: list[str], turns: bool = True) -> dict[str, Any]:
             del binding
     gc.collect()
     GPU.slow()
-    start, done = threading.Barrier(THREADS + 1), threading.Event()
+    start, done = threading.Barrier(WORKING + COMING), threading.Event()
 
     def work(number: int) -> float:
-        numbers = np.random.default_rng(number)
+        model, session = sessions[number % 2]
+        numbers, order = np.random.default_rng(number), random.Random(number)
         start.wait()
-        batches = [SHAPES[(turn + number) % len(SHAPES)] for turn in range(RUNS * len(SHAPES))]
         worst = 0.0
-        for batch in batches:
-            inputs = model.inputs(numbers, batch)
-            worst = max(worst, model.error(inputs, sessions[number % 2].run(inputs)))
+        for _ in range(RUNS):
+            _pause(order)
+            inputs = model.inputs(numbers, order.randint(1, MOST_GRAPHS + 2))
+            worst = max(worst, model.error(inputs, session.run(inputs)))
         return worst
 
-    def come_and_go() -> tuple[float, int]:
-        numbers = np.random.default_rng(THREADS)
+    def come_and_go(number: int) -> tuple[float, int]:
+        numbers, order = np.random.default_rng(number), random.Random(number)
         start.wait()
         worst, count = 0.0, 0
         while not done.is_set():
-            session = open_session(model, kinds[count % len(kinds)])
+            model, session = opened(count)
             for _ in range(PATIENCE + 2):  # the last ones are captured
+                _pause(order)
                 inputs = model.inputs(numbers, 5)
                 worst = max(worst, model.error(inputs, session.run(inputs)))
-            if count % 2:
+            bound = session.bind(model.inputs(numbers, 4))
+            _pause(order)
+            del bound
+            _pause(order)
+            if count // len(kinds) % 2:
                 session.close()
             del session
             count += 1
@@ -183,28 +257,31 @@ def together(kinds: list[str], turns: bool = True) -> dict[str, Any]:
     failures: list[str] = []
     errors: list[float] = []
     came_and_went = 0
-    with ThreadPoolExecutor(THREADS + 1) as pool:
-        others, works = pool.submit(come_and_go), [pool.submit(work, number) for number in range(THREADS)]
+    with ThreadPoolExecutor(WORKING + COMING) as pool:
+        others = [pool.submit(come_and_go, WORKING + number) for number in range(COMING)]
+        works = [pool.submit(work, number) for number in range(WORKING)]
         for job in works:
             with _told(failures):
                 errors.append(job.result())
         done.set()
-        with _told(failures):
-            error, came_and_went = others.result()
-            errors.append(error)
+        for other in others:
+            with _told(failures):
+                error, count = other.result()
+                errors.append(error)
+                came_and_went += count
     return {
         "failures": failures,
         "worst": max(errors, default=None),
         "came_and_went": came_and_went,
-        "graphs": [session.graphs() for session in sessions],
+        "graphs": [session.graphs() for _, session in sessions],
     }
 
 
 def disturbed(kind: str) -> dict[str, Any]:
     """Another thread, which knows nothing of turns, allocates all the time."""
-    model = Products()
+    model = MODELS[kind]()
     session = open_session(model, kind)
-    GPU.slow(100, 20)
+    GPU.slow()
     numbers, done = np.random.default_rng(0), threading.Event()
 
     def allocate() -> None:
@@ -226,7 +303,7 @@ def disturbed(kind: str) -> dict[str, Any]:
     finally:
         done.set()
         allocates.join()
-    GPU.slow(0, 0)
+    GPU.slow(0, 0, 0)
     for number in range(PATIENCE * 2):
         inputs = model.inputs(numbers, SHAPES[number % 2])
         worst = max(worst, model.error(inputs, session.run(inputs)))
@@ -235,7 +312,7 @@ def disturbed(kind: str) -> dict[str, Any]:
 
 def let_go(kind: str) -> dict[str, Any]:
     """Sessions with captured graphs are closed, forgotten, or outlived by what was bound."""
-    model = Products()
+    model = MODELS[kind]()
     numbers = np.random.default_rng(0)
     keep = open_session(model, kind)
     keep.run(model.inputs(numbers, 1))
@@ -263,7 +340,7 @@ def let_go(kind: str) -> dict[str, Any]:
     gc.collect()
     keep.run(model.inputs(numbers, 1))
     _until(lambda: GPU.counts()["cudaGraphExecDestroy"] >= GPU.counts()["cudaGraphInstantiate"])
-    if kind == "torch":
+    if kind != "onnxruntime":
         import torch
 
         torch.cuda.empty_cache()
@@ -275,7 +352,7 @@ def many_shapes() -> dict[str, Any]:
     model, order = Products(), random.Random(0)
     session = open_session(model, "onnxruntime")
     numbers, worst = np.random.default_rng(0), 0.0
-    for _ in range(6000):
+    for _ in range(2000):
         inputs = model.inputs(numbers, order.randint(1, 12))
         worst = max(worst, model.error(inputs, session.run(inputs)))
     captured = GPU.counts()["cudaStreamBeginCapture"]
@@ -328,6 +405,12 @@ def _no_turns() -> None:
     free = lambda self: contextlib.nullcontext()  # noqa: E731
     Turns.working = Turns.capturing = free  # type: ignore[method-assign,assignment]
     OwnThread.run = lambda self, call: call()  # type: ignore[method-assign,assignment]
+
+
+def _pause(order: random.Random) -> None:
+    """Now and then: else all would be done right behind a run, when nobody captures yet."""
+    if order.random() < 0.5:
+        time.sleep(0.005 * order.random())
 
 
 @contextlib.contextmanager
