@@ -17,9 +17,11 @@ from exporter.errors import EnvironmentLackError, RequestError, first_line
 from exporter.hardware import fingerprint, gpu
 from exporter.targets import inductor
 from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
-from exporter.targets.cuda import TURNS, Cuda, CudaSession
+from exporter.targets.cuda import Cuda
 from exporter.targets.engines import check_sheet, sheet_of, write_sheet
+from exporter.targets.graph_session import CudaSession
 from exporter.targets.nvidia import TORCH_WITH_CUDA, NvidiaTarget, torch_cuda
+from exporter.targets.turns import TURNS
 
 PROBE_SECONDS = 300
 SHAPED = "shaped"

@@ -24,9 +24,11 @@ from exporter.targets.base import (
     output_shapes,
     register_target,
 )
-from exporter.targets.cuda import TURNS, WARM_RUNS, GraphBinding, GraphSession, free_in_turn
+from exporter.targets.cuda import WARM_RUNS
+from exporter.targets.graph_session import GraphBinding, GraphSession
 from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.own_thread import OwnThread
+from exporter.targets.turns import TURNS, free_in_turn
 
 if TYPE_CHECKING:
     import onnxruntime

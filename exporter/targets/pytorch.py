@@ -15,7 +15,8 @@ from exporter.artifact import Artifact
 from exporter.errors import RequestError
 from exporter.original import Original, open_described
 from exporter.targets.base import Array, Binding, Session
-from exporter.targets.cuda import Cuda, CudaBinding, GraphBinding
+from exporter.targets.cuda import Cuda
+from exporter.targets.graph_session import CudaBinding, GraphBinding
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,12 +10,12 @@ from exporter.artifact import Artifact, Variant
 from exporter.hardware import gpu
 from exporter.onnx_files import external_data_name
 from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
-from exporter.targets.cuda import TURNS
 from exporter.targets.engines import sheet_of
 from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.packages import installed_version
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, EngineOptions, build_engine, profiles_of
 from exporter.targets.tensorrt_engine import PACKAGES, capability_of, check_engine, write_engine_sheet
+from exporter.targets.turns import TURNS
 
 PLAN = "model.plan"
 GPUS, TIMINGS = "compute_capabilities", "timing_cache"

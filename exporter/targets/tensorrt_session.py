@@ -8,7 +8,8 @@ from typing import Any
 
 from exporter.artifact import Artifact, Signature
 from exporter.errors import EnvironmentLackError, RequestError
-from exporter.targets.cuda import Call, Cuda, CudaSession
+from exporter.targets.cuda import Cuda
+from exporter.targets.graph_session import Call, CudaSession
 
 TYPES = {
     "float32": "FLOAT",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import threading
 from collections.abc import Mapping
@@ -14,17 +13,10 @@ import pytest
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec
 from exporter.errors import EnvironmentLackError, RequestError
-from exporter.targets.cuda import (
-    MOST_GRAPHS,
-    SWITCH,
-    TURNS,
-    WARM_RUNS,
-    Cuda,
-    CudaBinding,
-    CudaSession,
-    free_in_turn,
-)
+from exporter.targets.cuda import WARM_RUNS, Cuda
+from exporter.targets.graph_session import MOST_GRAPHS, SWITCH, CudaBinding, CudaSession
 from exporter.targets.shape_cache import PATIENCE
+from exporter.targets.turns import TURNS
 from tests.exporter.targets.fake_cuda import UNWRITTEN, FakeCuda
 
 SIGNATURE = Signature(
@@ -288,38 +280,6 @@ def test_a_session_touches_a_fake_gpu_in_its_turn_only(does: str) -> None:
     work.join(60)
     assert not work.is_alive()
     assert (len(puts), len(held)) == ((1, 0) if does == "close" else (2, 1))
-
-
-@pytest.mark.parametrize("lets_go", ["owner", "close"])
-def test_what_nobody_holds_any_more_is_freed_in_a_turn(lets_go: str) -> None:
-    """The GPU is pretended: to free something there amid a capture would spoil that."""
-    freed: list[tuple[str, int]] = []
-    done = threading.Event()
-
-    class OnTheGpu:
-        def __del__(self) -> None:
-            freed.append((threading.current_thread().name, TURNS._working))
-            done.set()
-
-    class Owner:
-        def __init__(self) -> None:
-            self.held = [OnTheGpu()]
-            free_in_turn(self, self.held)
-
-    owner = Owner()
-    if lets_go == "close":
-        owner.held.clear()
-        assert freed == [(threading.current_thread().name, 0)]
-        del owner
-        gc.collect()
-        assert len(freed) == 1
-        return
-    with TURNS.capturing():
-        del owner
-        gc.collect()
-        assert not done.wait(0.3)
-    assert done.wait(60)
-    assert freed == [("planish-frees", 1)]
 
 
 def test_the_shape_that_came_longest_ago_loses_its_graph_on_a_fake_gpu() -> None:

@@ -15,7 +15,7 @@ from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSp
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets import get_target, onnxruntime_cuda
 from exporter.targets.base import Availability
-from exporter.targets.cuda import TURNS, GraphBinding
+from exporter.targets.graph_session import GraphBinding
 from exporter.targets.onnxruntime_cuda import (
     CUDA_PROVIDER,
     NOT_CAPTURED,
@@ -25,6 +25,7 @@ from exporter.targets.onnxruntime_cuda import (
     open_cuda_session,
 )
 from exporter.targets.shape_cache import PATIENCE
+from exporter.targets.turns import TURNS
 
 ort = pytest.importorskip("onnxruntime")
 SIGNATURE = Signature(

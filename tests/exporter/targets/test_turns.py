@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from exporter.targets.cuda import Turns
+from exporter.targets.turns import TURNS, Turns, free_in_turn
 
 
 def test_who_captures_is_alone_and_all_come_to_an_end() -> None:
@@ -74,3 +75,35 @@ def test_an_error_ends_a_turn(kind: str) -> None:
         pass
     with turns.working():
         pass
+
+
+@pytest.mark.parametrize("lets_go", ["owner", "close"])
+def test_what_nobody_holds_any_more_is_freed_in_a_turn(lets_go: str) -> None:
+    """The GPU is pretended: to free something there amid a capture would spoil that."""
+    freed: list[tuple[str, int]] = []
+    done = threading.Event()
+
+    class OnTheGpu:
+        def __del__(self) -> None:
+            freed.append((threading.current_thread().name, TURNS._working))
+            done.set()
+
+    class Owner:
+        def __init__(self) -> None:
+            self.held = [OnTheGpu()]
+            free_in_turn(self, self.held)
+
+    owner = Owner()
+    if lets_go == "close":
+        owner.held.clear()
+        assert freed == [(threading.current_thread().name, 0)]
+        del owner
+        gc.collect()
+        assert len(freed) == 1
+        return
+    with TURNS.capturing():
+        del owner
+        gc.collect()
+        assert not done.wait(0.3)
+    assert done.wait(60)
+    assert freed == [("planish-frees", 1)]

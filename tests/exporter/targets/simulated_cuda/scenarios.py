@@ -24,9 +24,11 @@ import numpy as np
 
 from exporter.artifact import Artifact, Axis, InputContract, Signature, TensorSpec, Variant
 from exporter.targets import shape_cache
-from exporter.targets.cuda import MOST_GRAPHS, TURNS, Cuda, CudaSession, GraphSession, Turns
+from exporter.targets.cuda import Cuda
+from exporter.targets.graph_session import MOST_GRAPHS, CudaSession, GraphSession
 from exporter.targets.onnxruntime_cuda import OnnxRuntimeCuda
 from exporter.targets.own_thread import OwnThread
+from exporter.targets.turns import TURNS, Turns
 
 WIDTH, LAYERS = 16, 6
 SHAPES = (1, 3, 8, 32)
