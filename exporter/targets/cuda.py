@@ -142,7 +142,7 @@ class Cuda:
 
 
 class _Graph:
-    """A graph that torch captured."""
+    """A graph that torch captured. It may be let go anywhere, amid another capture too."""
 
     def __init__(self, graph: Any) -> None:
         self._held = [graph]

@@ -10,6 +10,7 @@ from exporter.artifact import Artifact, Signature
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets.cuda import Cuda
 from exporter.targets.graph_session import Call, CudaSession
+from exporter.targets.turns import free_in_turn
 
 TYPES = {
     "float32": "FLOAT",
@@ -116,6 +117,8 @@ class _Executor:
         self._trt, self._engine, self._log, self._device, self._signature = trt, engine, log, device, signature
         self._nothing = device.empty((1,), "uint8")
         self._contexts: dict[int, Any] = {}
+        self._held: list[Any] = []
+        free_in_turn(self, self._held)
         self._allocators: dict[int, dict[str, Any]] = {}
         self._profiles = self._ranges()
 
@@ -163,6 +166,7 @@ class _Executor:
             if not context.set_optimization_profile_async(profile, stream):
                 raise RequestError("the engine has no such profile", profile, "Build the engine again")
             self._contexts[profile], self._allocators[profile] = context, {}
+            self._held.append(context)
         return self._contexts[profile]
 
     def _ranges(self) -> list[dict[str, Sequence[tuple[int, ...]]]]:

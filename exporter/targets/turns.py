@@ -42,8 +42,11 @@ class Turns:
         """Capture, alone."""
         with self._changed:
             self._waiting += 1
-            self._changed.wait_for(lambda: not self._working and not self._captures)
-            self._waiting -= 1
+            try:
+                self._changed.wait_for(lambda: not self._working and not self._captures)
+            finally:  # Ctrl-C ends the waiting too
+                self._waiting -= 1
+                self._changed.notify_all()
             self._captures = True
         try:
             yield

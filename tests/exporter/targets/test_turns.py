@@ -77,6 +77,33 @@ def test_an_error_ends_a_turn(kind: str) -> None:
         pass
 
 
+def test_who_is_interrupted_while_waiting_to_capture_holds_nobody_back() -> None:
+    turns = Turns()
+    interrupted, done = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        def interrupt(_: object) -> None:
+            interrupted.set()
+            done.wait(60)
+            raise KeyboardInterrupt
+
+        turns._changed.wait_for = interrupt  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt), turns.capturing():
+            pytest.fail("it is not its turn")
+
+    with turns.working():
+        waiting = threading.Thread(target=waits)
+        waiting.start()
+        assert interrupted.wait(60)
+        done.set()
+        waiting.join(60)
+    del turns._changed.wait_for
+    works = threading.Thread(target=turns.working().__enter__, daemon=True)
+    works.start()
+    works.join(60)
+    assert not works.is_alive()
+
+
 @pytest.mark.parametrize("lets_go", ["owner", "close"])
 def test_what_nobody_holds_any_more_is_freed_in_a_turn(lets_go: str) -> None:
     """The GPU is pretended: to free something there amid a capture would spoil that."""
