@@ -104,7 +104,7 @@ def use_wheels(folder: Path) -> None:
     """Unpack a folder of wheels beside this machine's packages, for this process and those that it starts."""
     wheels = sorted(str(path) for path in folder.glob("*.whl"))
     if not wheels:
-        raise SystemExit(f"there are no wheels in {folder}")
+        raise SystemExit(f"{'there are no wheels in' if folder.is_dir() else 'no such folder of wheels:'} {folder}")
     site = tempfile.mkdtemp(prefix="planish-gpu-site-")  # nobody else's: what lies there is run
     atexit.register(shutil.rmtree, site, ignore_errors=True)
     how = ["--no-index", "--no-deps", "--no-compile", "--quiet", "--target", site]

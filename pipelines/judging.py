@@ -93,7 +93,8 @@ def locate(candidate: Candidate, artifacts: Artifacts) -> Judged:
         artifact = Artifact(engine["files"][0], "aoti", like.signature, like.contract)
         return Judged(candidate, artifact, engine["files"], engine["id"], frozenset([engine["digest"]]))
     if candidate.ahead and (error := artifacts.errors.get(variant.id)):  # what it would have been built from is there
-        candidate = replace(candidate, skip=f"{candidate.skip}; nor could it be built ahead: {error}")
+        told = f"it could not be built ahead: {error}. Nor can it run here: {candidate.skip}"
+        candidate = replace(candidate, skip=told)
     elif error := artifacts.errors.get(variant.id) or artifacts.errors.get(candidate.ingredient):
         if isinstance(error, NotApplicableError):
             gate = skipped(str(error))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Signature, Variant
-from exporter.errors import RequestError
+from exporter.errors import EnvironmentLackError, RequestError
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -79,7 +79,7 @@ def refuse_unoffered(recipe: Recipe) -> None:
 
 def _refuse_gpus(recipe: Recipe) -> None:
     """Refuse GPUs to build for that nothing would be built for."""
-    from exporter.targets.tensorrt import RTX_GPUS
+    from exporter.targets.tensorrt import RTX_GPUS, TensorRtRtx
 
     if "tensorrt-rtx" not in recipe.targets:
         told = f"engine.gpus: {', '.join(recipe.engine.gpus)}"
@@ -87,6 +87,11 @@ def _refuse_gpus(recipe: Recipe) -> None:
     if unknown := [gpu for gpu in recipe.engine.gpus if gpu not in RTX_GPUS]:
         told = f"engine.gpus: {', '.join(unknown)}"
         raise RequestError("TensorRT for RTX does not build for a GPU", told, f"It builds for {', '.join(RTX_GPUS)}")
+    if not TensorRtRtx().ahead(recipe.engine.options()):
+        told = f"engine.gpus: {', '.join(recipe.engine.gpus)}"
+        raise EnvironmentLackError(
+            "what builds for the GPUs that are named is not installed", told, TensorRtRtx.install
+        )
 
 
 def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:

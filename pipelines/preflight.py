@@ -106,7 +106,7 @@ def preflight(
     bundle = read_bundle(folder)
     entries = _entries(bundle)
     if out is not None and os.path.lexists(out):
-        raise RequestError("the folder for engines is there already", out, "Name another, or remove it")
+        raise RequestError("the folder for engines is there already", out, "Name another with --out, or remove it")
     _check(bundle, entries)
     profiles = profiles_of(bundle.signature, points_of(bundle.signature, bundle.points))
     found = []
@@ -242,7 +242,7 @@ def build_file(
         built = build_engine(files[0], plan, module=RTX, profiles=profiles, options=options, on_progress=say)
     except OptionError as error:
         raise RequestError(
-            "TensorRT for RTX does not build for this GPU", error.value, "Name another with --gpu"
+            "TensorRT for RTX does not build for a GPU", error.value, "Name one of those with --gpu"
         ) from None
     except (RequestError, InternalError) as error:
         value = "" if error.value is None else f": {error.value}"

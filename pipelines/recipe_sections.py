@@ -235,6 +235,14 @@ class Latency(Section):
         return self
 
 
+def _gpu(value: Any) -> str:
+    """``"8.9"``, also from ``"SM89"``, ``"sm_89"`` and the number that YAML makes of ``8.9``."""
+    found = re.fullmatch(r"(\d{1,2})\.(\d)|sm_?(\d{1,2})(\d)", str(value), re.IGNORECASE)
+    if found is None:
+        raise Wrong("not a compute capability", value, 'Write them as ["8.9", "12.0"]')
+    return ".".join(part for part in found.groups() if part)
+
+
 class Engine(Section):
     """How TensorRT's builder builds engines; what the installed version lacks is refused. Nothing set: as it does.
 
@@ -252,7 +260,7 @@ class Engine(Section):
         memory_bytes: A build that holds more is ended.
     """
 
-    gpus: tuple[Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")], ...] = ()
+    gpus: tuple[Annotated[str, BeforeValidator(_gpu), Field(pattern=r"^\d{1,2}\.\d$")], ...] = ()
     level: Annotated[Int, Field(ge=0, le=5)] | None = None
     workspace_bytes: Count | None = None
     sparse_weights: Bool = False

@@ -30,8 +30,6 @@ def check_sheet(
     trusted_digests: frozenset[str],
     misfits: Callable[[dict[str, Any]], list[str]],
     fields: Mapping[str, type],
-    *,
-    command: str = "planish run",
 ) -> None:
     """Refuse an engine that is not whole, does not fit or is not trusted.
 
@@ -40,32 +38,35 @@ def check_sheet(
         trusted_digests: SHA-256 digests of the engines that may run.
         misfits: What keeps an engine of that fingerprint from running here, a phrase each.
         fields: What the fingerprint must have, and of which type.
-        command: What builds such an engine.
 
     Raises:
         RequestError: Says what differs and what would mend it.
     """
     sheet = engine.parent / FINGERPRINT
-    if not engine.is_file() or not sheet.is_file():
-        raise RequestError("an engine or its fingerprint is missing", engine, f"Build the engine again: {command}")
+    again = "Build the engine again, as it was built before: planish run, export or engine"
+    for file, what in ((engine, "an engine is missing"), (sheet, "the fingerprint of an engine is missing")):
+        if not file.is_file():
+            raise RequestError(what, file, again)
     digest = file_digest(engine)
-    damaged = RequestError("the fingerprint of an engine is damaged", sheet, f"Build the engine again: {command}")
+    damaged = RequestError("the fingerprint of an engine is damaged", sheet, again)
     built = _read(sheet, fields)
     if built is None:
         raise damaged
     if built["sha256"] != digest:
-        raise RequestError("an engine is not the file that its fingerprint names", engine, f"Build it again: {command}")
+        raise RequestError("an engine is not the file that its fingerprint names", engine, again)
     try:
         told = misfits(built["fingerprint"])
     except (ValueError, KeyError, TypeError, AttributeError):  # what somebody wrote into its fields
         raise damaged from None
     if told:
-        raise RequestError("an engine was built for another machine", "; ".join(told), f"Build it here: {command}")
+        raise RequestError(
+            "an engine was built for another machine", "; ".join(told), "Build one that fits, or run it where it fits"
+        )
     if digest not in trusted_digests:
         raise RequestError(
             "an engine is native code, and this one was not built by your own cache",
             engine,
-            "Open it with --trust only if you trust where it comes from",
+            "Open it with --trust (in Python: trust=True, or its digest) only if you trust where it comes from",
         )
 
 

@@ -194,7 +194,8 @@ def _configure(trt: Any, log: Any, config: Any, options: Json) -> None:
         known = getattr(trt, "ComputeCapability", None)
         values = [getattr(known, name, None) for name in capabilities]
         if None in values:
-            has = ", ".join(name for name in dir(known) if name.startswith("SM")) or "none"
+            numbers = sorted(int(name[2:]) for name in dir(known) if re.fullmatch(r"SM\d+", name))
+            has = ", ".join(f"SM{number}" for number in numbers) or "none"
             lacks("compute_capabilities", f"{capabilities[values.index(None)]}; it builds for {has}")
         else:
             config.num_compute_capabilities = len(values)

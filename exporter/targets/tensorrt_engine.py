@@ -84,7 +84,7 @@ def check_engine(engine: Path, trusted_digests: frozenset[str]) -> None:
     def unfit(built: dict[str, Any]) -> list[str]:
         return misfits(built, this_machine(built["library"]))
 
-    check_sheet(engine, trusted_digests, unfit, FIELDS, command="planish run")
+    check_sheet(engine, trusted_digests, unfit, FIELDS)
 
 
 def capability_of(name: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from exporter.artifact import Variant
 from exporter.digests import file_digest
-from exporter.errors import RequestError
+from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets import get_target, tensorrt
 from exporter.targets.nvidia import has_driver
 from exporter.targets.tensorrt import TensorRtRtx
@@ -227,12 +227,24 @@ def test_engines_for_gpus_that_are_not_here_are_built_ahead(model_folder: Folder
         ({"engine": {"gpus": ["9.0"]}}, "does not build for a GPU: engine.gpus: 9.0. It builds for 7.5"),
         ({"engine": {"gpus": ["8.9"]}, "targets": ["tensorrt"]}, "no target builds for them"),
         ({"engine": {"gpus": ["8.9", "8.9"]}}, "listed twice"),
-        ({"engine": {"gpus": ["SM89"]}}, "gpus"),
+        ({"engine": {"gpus": ["8.9", "sm_89"]}}, "listed twice"),
+        ({"engine": {"gpus": [89]}}, "not a compute capability: 89. Write them as"),
     ],
 )
 def test_gpus_that_nothing_would_be_built_for_are_refused_before_any_work(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(RequestError, match=re.escape(told)):
         refuse_unoffered(Recipe(**{"source": "a", "targets": ["tensorrt-rtx"], **changes}))
+
+
+def test_gpus_may_be_written_in_other_ways() -> None:
+    assert Recipe(source="a", engine={"gpus": ["SM120", 8.9]}).engine.gpus == ("12.0", "8.9")
+
+
+def test_gpus_are_refused_where_what_builds_for_them_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "installed_version", lambda *names: None)
+    asked = Recipe(source="a", targets=["tensorrt-rtx"], engine={"gpus": ["8.9"]})
+    with pytest.raises(EnvironmentLackError, match=re.escape("engine.gpus: 8.9. pip install 'planish[rtx]'")):
+        refuse_unoffered(asked)
 
 
 def test_an_engine_for_other_gpus_than_this_machines_is_built_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,10 @@ SCENARIOS = Path(__file__).with_name("scenarios.py")
 
 def lacking() -> str:
     """What has to be done first; empty if nothing."""
-    return "" if (PACKAGES / ".complete").exists() else "`make simulated-gpu` has not been run"
+    if not (PACKAGES / ".complete").exists():
+        return "`make simulated-gpu` has not been run"
+    missing = [tool for tool in ("g++", "nm", "readelf") if shutil.which(tool) is None]
+    return f"the simulated libraries are built with {', '.join(missing)}, which is not here" if missing else ""
 
 
 class SimulatedGpu:
