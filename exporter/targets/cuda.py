@@ -9,7 +9,7 @@ from typing import Any
 
 from exporter.errors import EnvironmentLackError
 from exporter.targets.base import Array
-from exporter.targets.turns import TURNS, free_in_turn
+from exporter.targets.turns import TURNS, Native
 
 WARM_RUNS = 3
 """Runs before a capture: libraries choose kernels and make room in the first ones."""
@@ -104,8 +104,8 @@ class Cuda:
         """
         import torch
 
-        beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         with TURNS.capturing():
+            beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
                 for _ in range(WARM_RUNS):
@@ -145,11 +145,10 @@ class _Graph:
     """A graph that torch captured. It may be let go anywhere, amid another capture too."""
 
     def __init__(self, graph: Any) -> None:
-        self._held = [graph]
-        free_in_turn(self, self._held)
+        self._native = Native(graph=graph)
 
     def replay(self) -> None:
-        self._held[0].replay()
+        self._native.graph.replay()
 
 
 def _writeable(array: Array) -> Array:

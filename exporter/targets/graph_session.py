@@ -6,14 +6,14 @@ import os
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from exporter.artifact import Artifact
 from exporter.errors import RequestError, first_line
 from exporter.targets.base import Array, Binding, DeviceBinding, Session, check_inputs
 from exporter.targets.cuda import Cuda
 from exporter.targets.shape_cache import ShapeCache
-from exporter.targets.turns import TURNS, free_in_turn, frees
+from exporter.targets.turns import TURNS, frees
 
 MOST_GRAPHS = 8
 """Shapes that a session holds a captured graph for, of those that `Session.run` meets."""
@@ -21,7 +21,6 @@ MOST_GRAPHS = 8
 SWITCH = "PLANISH_CUDA_GRAPHS"
 """The environment variable that, with the value 0, keeps sessions from capturing."""
 
-T = TypeVar("T")
 Call = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -94,6 +93,8 @@ class GraphSession(Session):
     run at a time: the buffers of a shape are shared. Sessions of a process may run in several threads, and be let go in
     any; what somebody bound must not be run while another thread binds, or runs a session of ONNX Runtime.
 
+    Subclasses set `_native` to what the runtime opened, which holds it in `exporter.targets.turns.Native`.
+
     Attributes:
         refusal: Why runs are not captured; empty where they are.
     """
@@ -102,8 +103,7 @@ class GraphSession(Session):
         super().__init__(artifact)
         self.refusal = f"{SWITCH} is 0" if os.environ.get(SWITCH) == "0" else ""
         self._often: ShapeCache[GraphBinding] = ShapeCache(MOST_GRAPHS)
-        self._held: list[Any] = []
-        free_in_turn(self, self._held)
+        self._native: Any = None
         self._lock = threading.Lock()
         self._closed = False
 
@@ -138,22 +138,26 @@ class GraphSession(Session):
         return f"not captured: {self.refusal}" if self.refusal else "captured"
 
     def close(self) -> None:
-        with self._lock, TURNS.working():
-            if not self._closed:
-                self._closed = True
-                self._often.held.clear()
-                self._forget()
-                self._held.clear()
-        frees().run(lambda: None)  # what was captured is free too when this returns
+        """Take no more runs. It waits for nobody, so that finalizers may call it.
 
-    def _hold(self, native: T) -> T:
-        """Keep something that the runtime has on the GPU until the session is closed or collected."""
-        self._held.append(native)
+        What it has on the GPU is freed after a run that is going on, when nobody captures, and when what was bound is
+        let go; at the latest before another one is opened.
+        """
+        self._closed = True
+        frees().give(self._drop)
+
+    def _drop(self) -> None:
+        if TURNS.ended:  # who runs it may never come back, and the process takes all of it along
+            return
+        with self._lock:
+            self._often.held.clear()
+            self._native = None
+
+    def _opened(self) -> Any:
+        """What the runtime opened. Who keeps it can go on after the session is closed."""
+        native = self._native  # read first: it is let go after the session was closed
+        self._check_open()
         return native
-
-    @abstractmethod
-    def _forget(self) -> None:
-        """Let go all that was given to `_hold`."""
 
     def _check_open(self) -> None:
         if self._closed:
@@ -171,9 +175,9 @@ class CudaSession(GraphSession):
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs by name to outputs by name, on the device, without waiting."""
 
+    @abstractmethod
     def call_to_capture(self) -> Call:
-        """What a graph is captured of: `call`, or one like it that no other binding shares."""
-        return self.call
+        """What a graph is captured of: as `call`, but it must not lead back to the session."""
 
     def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
         with TURNS.working():

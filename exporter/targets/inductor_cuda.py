@@ -19,9 +19,9 @@ from exporter.targets import inductor
 from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
 from exporter.targets.cuda import Cuda
 from exporter.targets.engines import check_sheet, sheet_of, write_sheet
-from exporter.targets.graph_session import CudaSession
+from exporter.targets.graph_session import Call, CudaSession
 from exporter.targets.nvidia import TORCH_WITH_CUDA, NvidiaTarget, torch_cuda
-from exporter.targets.turns import TURNS
+from exporter.targets.turns import Native, opening
 
 PROBE_SECONDS = 300
 SHAPED = "shaped"
@@ -48,30 +48,20 @@ class InductorCudaSession(CudaSession):
         super().__init__(artifact, Cuda())
         self._precision = precision
         try:
-            # One runner, without the events by which several would take turns: these cannot be captured.
-            self._package = self._hold(inductor.Package(artifact.path, single_threaded=True))
+            self._native = _Packages(artifact.path, shapes or {})
         except RuntimeError as error:
-            raise RequestError("the AOTInductor package cannot be opened", artifact.path, first_line(error)) from error
-        self._shaped = {_key(one): name for name, one in (shapes or {}).items()}
-        self._opened: dict[str, inductor.Package] = {}
+            told = first_line(error)
+        else:
+            return
+        raise RequestError("the AOTInductor package cannot be opened", artifact.path, told)
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        package = self._package_for(inputs)
-        results = package.run([inputs[name] for name in package.inputs])
-        return dict(zip(package.outputs, results, strict=True))
+        outputs: dict[str, Any] = self._opened()(inputs)
+        return outputs
 
-    def _package_for(self, inputs: dict[str, Any]) -> inductor.Package:
-        """The model compiled for exactly these shapes, or the one for all."""
-        name = self._shaped.get(_key({name: tensor.shape for name, tensor in inputs.items()}))
-        if name is None:
-            return self._package
-        if name not in self._opened:
-            self._opened[name] = self._hold(inductor.Package(self.artifact.path, single_threaded=True, model=name))
-        return self._opened[name]
-
-    def _forget(self) -> None:
-        self._opened.clear()
-        del self._package
+    def call_to_capture(self) -> Call:
+        packages: _Packages = self._opened()
+        return packages
 
     def executed(self) -> dict[str, Any]:
         import torch
@@ -89,8 +79,31 @@ class InductorCudaSession(CudaSession):
             "types": sorted(kinds),
             "precision": ran if kinds else "unknown",
             "cuda_graphs": self.graphs(),
-            "shapes": [dict(shapes) for shapes in self._shaped],
+            "shapes": [dict(shapes) for shapes in self._opened().shaped],
         }
+
+
+class _Packages:
+    """The models of a package that were opened: the one for all shapes, and those compiled for some alone."""
+
+    def __init__(self, path: Path, shapes: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+        self._path = path
+        self.shaped = {_key(one): name for name, one in shapes.items()}
+        # One runner, without the events by which several would take turns: these cannot be captured.
+        self._models = Native(for_all=inductor.Package(path, single_threaded=True))
+
+    def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        package = self._model_for(inputs)
+        results = package.run([inputs[name] for name in package.inputs])
+        return dict(zip(package.outputs, results, strict=True))
+
+    def _model_for(self, inputs: dict[str, Any]) -> inductor.Package:
+        """The model compiled for exactly these shapes, or the one for all."""
+        name = self.shaped.get(_key({name: tensor.shape for name, tensor in inputs.items()}), "for_all")
+        if self._models.get(name) is None:
+            self._models[name] = inductor.Package(self._path, single_threaded=True, model=name)
+        package: inductor.Package = self._models.get(name)
+        return package
 
 
 def _key(shapes: Mapping[str, Sequence[int]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -249,5 +262,5 @@ class InductorCuda(NvidiaTarget):
     ) -> Session:
         self.require()
         self.check(artifact, trusted_digests)
-        with TURNS.working():
+        with opening():
             return InductorCudaSession(artifact, variant.precision, sheet_of(artifact.path)["shapes"])

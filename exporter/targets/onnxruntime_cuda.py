@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from exporter.targets.cuda import WARM_RUNS
 from exporter.targets.graph_session import GraphBinding, GraphSession
 from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.own_thread import OwnThread
-from exporter.targets.turns import TURNS, free_in_turn
+from exporter.targets.turns import TURNS, Native, opening
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -42,34 +43,36 @@ class OnnxRuntimeCudaBinding(GraphBinding):
     """Inputs and outputs of one ONNX Runtime session on the GPU, bound through its I/O binding.
 
     Args:
-        session: The runtime's own.
+        opened: Holds the runtime's session.
         artifact: Whose signature says what the outputs are.
         arrays: The inputs.
         number: Of the graph that runs are captured as; `NOT_CAPTURED`: none.
+        once: It is let go in the turn in which it is made.
     """
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, artifact: Artifact, arrays: Mapping[str, Array], number: int
+        self, opened: Native, artifact: Artifact, arrays: Mapping[str, Array], number: int, *, once: bool = False
     ) -> None:
         import onnxruntime as ort
 
-        self._session = session
         self._names = [spec.name for spec in artifact.signature.outputs]
-        self._binding = session.io_binding()
-        make = ort.OrtValue
-        self._inputs = {name: make.ortvalue_from_numpy(array, "cuda", 0) for name, array in arrays.items()}
-        for name, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
+        binding, make = opened.session.io_binding(), ort.OrtValue
+        inputs = {name: make.ortvalue_from_numpy(array, "cuda", 0) for name, array in arrays.items()}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
         shapes = output_shapes(artifact.signature, dict(arrays))
-        self._outputs: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
         for spec in artifact.signature.outputs:
             shape = shapes[spec.name]
             if shape is None:
-                self._binding.bind_output(spec.name, "cuda")
+                binding.bind_output(spec.name, "cuda")
                 number = NOT_CAPTURED  # where it lies is known after the run
                 continue
-            self._outputs[spec.name] = make.ortvalue_from_shape_and_type(shape, np.dtype(spec.dtype), "cuda", 0)
-            self._binding.bind_ortvalue_output(spec.name, self._outputs[spec.name])
+            outputs[spec.name] = make.ortvalue_from_shape_and_type(shape, np.dtype(spec.dtype), "cuda", 0)
+            binding.bind_ortvalue_output(spec.name, outputs[spec.name])
+        # Freed in this order: the session last.
+        hold = SimpleNamespace if once else Native
+        self._native: Any = hold(binding=binding, inputs=inputs, outputs=outputs, opened=opened)
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -77,19 +80,15 @@ class OnnxRuntimeCudaBinding(GraphBinding):
             for _ in range(WARM_RUNS):
                 self.run()
 
-    def held(self) -> list[Any]:
-        """What ONNX Runtime has for it, and its session."""
-        return [self._session, self._binding, *self._inputs.values(), *self._outputs.values()]
-
     def refill(self, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
-            self._inputs[name].update_inplace(array)
+            self._native.inputs[name].update_inplace(array)
 
     def launch(self) -> None:
-        self._session.run_with_iobinding(self._binding, self._options)
+        self._native.opened.session.run_with_iobinding(self._native.binding, self._options)
 
     def wait(self) -> None:
-        self._binding.synchronize_outputs()
+        self._native.binding.synchronize_outputs()
 
     def queued_seconds(self, runs: int) -> float:
         self.wait()
@@ -100,9 +99,9 @@ class OnnxRuntimeCudaBinding(GraphBinding):
         return (time.perf_counter() - begin) / runs
 
     def outputs(self) -> dict[str, Any]:
-        if len(self._outputs) == len(self._names):
-            return dict(self._outputs)
-        return dict(zip(self._names, self._binding.get_outputs(), strict=True))
+        if len(self._native.outputs) == len(self._names):
+            return dict(self._native.outputs)
+        return dict(zip(self._names, self._native.binding.get_outputs(), strict=True))
 
     def host_outputs(self) -> dict[str, Array]:
         self.wait()
@@ -114,7 +113,8 @@ class OnnxRuntimeCudaSession(GraphSession):
 
     ONNX Runtime keeps what it captured by thread: another thread that runs the same binding captures it again, in the
     middle of what others do. So `run` works in one thread, the session's own, whoever calls it. What somebody bound is
-    captured in the thread that bound it, and is to be run there. It keeps ONNX Runtime's session, closed or not.
+    captured in the thread that bound it, and is to be run there. It keeps ONNX Runtime's session, closed or not, and
+    the session keeps what was captured: bind a shape once, not once per call.
     """
 
     def __init__(self, artifact: Artifact, precision: str, threads: int) -> None:
@@ -133,46 +133,33 @@ class OnnxRuntimeCudaSession(GraphSession):
         weakref.finalize(self, self._thread.stop).atexit = False
 
     def _reopen(self, *, capture: bool) -> None:
-        self._held[:] = [open_cuda_session(self.artifact.path, self._threads, capture=capture)]
+        self._native = Native(session=open_cuda_session(self.artifact.path, self._threads, capture=capture))
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        return self._thread.run(partial(super().run, inputs))
-
-    def close(self) -> None:
-        self._thread.run(super().close)
-
-    def _forget(self) -> None:
-        """It is nowhere else."""
+        return self._thread.do(partial(super().run, inputs))
 
     def _bind(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
         with TURNS.capturing():
-            binding = self._captured(arrays) if not self.refusal else self._bind_once(arrays)
-        free_in_turn(binding, binding.held())
-        return binding
-
-    def _captured(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
-        try:
-            return OnnxRuntimeCudaBinding(self._inference(), self.artifact, arrays, next(self._numbers))
-        except Exception as error:  # ONNX Runtime has no common base class for its errors
-            # What uses the GPU in this process without taking turns disturbs a capture, and a session whose capture
-            # failed fails from then on: another one goes on without.
-            self.refusal = cuda_failure(error)
-        self._often.held.clear()
-        self._reopen(capture=False)
-        return self._bind_once(arrays)
+            if not self.refusal:
+                try:
+                    return OnnxRuntimeCudaBinding(self._opened(), self.artifact, arrays, next(self._numbers))
+                except RequestError:
+                    raise
+                except Exception as error:  # ONNX Runtime has no common base class for its errors
+                    # What uses the GPU in this process without taking turns disturbs a capture, and a session whose
+                    # capture failed fails from then on: another one goes on without.
+                    self.refusal = cuda_failure(error)
+                self._often.held.clear()
+                self._reopen(capture=False)
+            return OnnxRuntimeCudaBinding(self._opened(), self.artifact, arrays, NOT_CAPTURED)
 
     def _bind_once(self, arrays: dict[str, Array]) -> OnnxRuntimeCudaBinding:
-        return OnnxRuntimeCudaBinding(self._inference(), self.artifact, arrays, NOT_CAPTURED)
-
-    def _inference(self) -> onnxruntime.InferenceSession:
-        self._check_open()
-        inference: onnxruntime.InferenceSession = self._held[0]
-        return inference
+        return OnnxRuntimeCudaBinding(self._opened(), self.artifact, arrays, NOT_CAPTURED, once=True)
 
     def executed(self) -> dict[str, Any]:
         import onnxruntime as ort
 
-        inference = self._inference()
+        inference = self._opened().session
         return {
             "runtime": f"onnxruntime {ort.__version__}",
             "device": "cuda",
@@ -207,10 +194,13 @@ def open_cuda_session(path: Path, threads: int, *, capture: bool) -> onnxruntime
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # FP32 is FP32: without this products are rounded to ten bits of mantissa.
     settings = {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1" if capture else "0"}
+    told, session = "", None
     try:
         session = ort.InferenceSession(str(path), options, providers=[(CUDA_PROVIDER, settings)])
     except Exception as error:  # ONNX Runtime has no common base class for its errors
-        raise RequestError("ONNX Runtime cannot open the model on the GPU", path, first_line(error)) from error
+        told = first_line(error)  # the error leads to what was half opened, which is let go here, in the turn
+    if session is None:
+        raise RequestError("ONNX Runtime cannot open the model on the GPU", path, told)
     found = session.get_providers()
     if found[0] != CUDA_PROVIDER:
         raise EnvironmentLackError(
@@ -256,5 +246,5 @@ class OnnxRuntimeCuda(NvidiaTarget):
         self, artifact: Artifact, variant: Variant, *, threads: int, trusted_digests: frozenset[str] = frozenset()
     ) -> Session:
         self.require()
-        with TURNS.working():
+        with opening():
             return OnnxRuntimeCudaSession(artifact, variant.precision, threads)

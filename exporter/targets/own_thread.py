@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,32 +16,46 @@ T = TypeVar("T")
 Work = SimpleQueue[tuple[Callable[[], Any], Future[Any] | None] | None]
 
 
-class OwnThread:
+class OwnThread(threading.Thread):
     """A thread that does what it is given, one after the other. It ends with `stop`, or with the process.
 
-    Whoever gives it something after `stop` waits for ever: stop it when nobody is left who could.
-
     The process does not end in the middle of what it does: native code that comes back to an interpreter which is gone
-    ends the process with SIGABRT. So what it was given is done first (Ctrl-C ends the waiting in `run`, not the work),
-    and daemon threads, which go on until the end, have nothing more done: they wait in `run` until they are gone.
+    ends the process with SIGABRT. So what it was given is done first (Ctrl-C ends the waiting in `do`, not the work),
+    and daemon threads, which go on until the end, have nothing more done: they stay in `do`.
 
     Args:
         name: Of the thread.
     """
 
     def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
         self._work: Work = SimpleQueue()
-        self._thread = threading.Thread(target=_serve, args=(self._work,), name=name, daemon=True)
-        self._thread.start()
-        _ALIVE.add(self)
+        self._stopped = False
+        with _GIVING:
+            _ALIVE.add(self)
+        self.start()
 
-    def run(self, call: Callable[[], T]) -> T:
-        """Have something done, and wait for what comes of it."""
+    def do(self, call: Callable[[], T]) -> T:
+        """Have something done, and wait for what comes of it.
+
+        Raises:
+            RuntimeError: The thread was stopped, or the interpreter is gone.
+        """
+        if threading.current_thread() is self:
+            return call()
         done: Future[T] = Future()
         with _GIVING:
-            if not _ENDING.is_set() or threading.current_thread() is threading.main_thread():
+            if self._stopped or sys.is_finalizing():
+                raise RuntimeError(f"{self.name} has ended")
+            late = _ENDING.is_set() and threading.current_thread() is not threading.main_thread()
+            if not late:
                 self._work.put((call, done))
-        return done.result()
+        if late:
+            stay()
+        try:
+            return done.result()
+        finally:
+            del done  # with an error in it, it would hold this frame, which holds it
 
     def give(self, call: Callable[[], object]) -> None:
         """Have something done, without waiting.
@@ -52,14 +67,25 @@ class OwnThread:
 
     def stop(self) -> None:
         """Let it end when all is done that it was given; nothing can be done afterwards. Safe in finalizers."""
+        self._stopped = True
         self._work.put(None)
 
     def settle(self) -> None:
         """Wait until it has done what it was given so far, or has stopped."""
         done: Future[None] = Future()
         self._work.put((lambda: None, done))
-        while self._thread.is_alive() and not wait([done], timeout=0.1).done:
+        while self.is_alive() and not wait([done], timeout=0.1).done:
             pass
+
+    def run(self) -> None:
+        while (item := self._work.get()) is not None:
+            _do(*item)
+            del item  # or what it holds would be held until the next comes
+
+
+def stay() -> None:
+    """Wait until the process is gone, as daemon threads may: to come back would be to go on, or to let something go."""
+    threading.Event().wait()
 
 
 _ALIVE: weakref.WeakSet[OwnThread] = weakref.WeakSet()
@@ -70,14 +96,9 @@ _GIVING, _ENDING = threading.Lock(), threading.Event()
 def _end() -> None:
     with _GIVING:
         _ENDING.set()
-    for thread in list(_ALIVE):
+        alive = list(_ALIVE)
+    for thread in alive:
         thread.settle()
-
-
-def _serve(work: Work) -> None:
-    while (item := work.get()) is not None:
-        _do(*item)
-        del item  # or what it holds would be held until the next comes
 
 
 def _do(call: Callable[[], Any], done: Future[Any] | None) -> None:
@@ -86,6 +107,8 @@ def _do(call: Callable[[], Any], done: Future[Any] | None) -> None:
     except BaseException as error:
         if done is not None:
             done.set_exception(error)
-        return
-    if done is not None:
-        done.set_result(result)
+    else:
+        if done is not None:
+            done.set_result(result)
+    finally:
+        del call, done  # what an error's traceback leads to

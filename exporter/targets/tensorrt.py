@@ -15,7 +15,7 @@ from exporter.targets.nvidia import NvidiaTarget
 from exporter.targets.packages import installed_version
 from exporter.targets.tensorrt_builder import RTX, TENSORRT, EngineOptions, build_engine, profiles_of
 from exporter.targets.tensorrt_engine import PACKAGES, capability_of, check_engine, write_engine_sheet
-from exporter.targets.turns import TURNS
+from exporter.targets.turns import opening
 
 PLAN = "model.plan"
 GPUS, TIMINGS = "compute_capabilities", "timing_cache"
@@ -72,7 +72,7 @@ class TensorRtTarget(NvidiaTarget):
         from exporter.targets.tensorrt_session import TensorRtSession
 
         host_code = bool(sheet_of(artifact.path)["options"].get("version_compatible"))
-        with TURNS.working():
+        with opening():
             return TensorRtSession(artifact, self.module, variant.precision, host_code=host_code)
 
 

@@ -10,7 +10,7 @@ from exporter.artifact import Artifact, Signature
 from exporter.errors import EnvironmentLackError, RequestError
 from exporter.targets.cuda import Cuda
 from exporter.targets.graph_session import Call, CudaSession
-from exporter.targets.turns import free_in_turn
+from exporter.targets.turns import Native
 
 TYPES = {
     "float32": "FLOAT",
@@ -57,21 +57,18 @@ class TensorRtSession(CudaSession):
                 f"{module} cannot be imported", error, "docs/nvidia.md says how to install it"
             ) from error
         self._log = _logger(self._trt)
-        self._runtime = self._hold(self._trt.Runtime(self._log))
+        opened = Native(runtime=self._trt.Runtime(self._log))
         if host_code:
-            self._runtime.engine_host_code_allowed = True
-        self._engine = self._hold(self._runtime.deserialize_cuda_engine(artifact.path.read_bytes()))
-        if self._engine is None:
+            opened.runtime.engine_host_code_allowed = True
+        opened["engine"] = opened.runtime.deserialize_cuda_engine(artifact.path.read_bytes())
+        if opened.engine is None:
             raise RequestError("TensorRT cannot load the engine", self._log.told(), "Build it again on this machine")
-        self._check_tensors()
-        self._shared = self._executor()
+        self._check_tensors(opened.engine)
+        self._native = _Executor(self._trt, opened, self._log, self.device, self.artifact.signature)
 
-    def _executor(self) -> _Executor:
-        return _Executor(self._trt, self._engine, self._log, self.device, self.artifact.signature)
-
-    def _check_tensors(self) -> None:
+    def _check_tensors(self, engine: Any) -> None:
         """Names, types and directions: an engine that reads another type than it is given reads beyond its buffer."""
-        engine, signature = self._engine, self.artifact.signature
+        signature = self.artifact.signature
         found = {}
         for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
             mode = "input" if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT else "output"
@@ -87,25 +84,24 @@ class TensorRtSession(CudaSession):
             raise RequestError("the engine's tensors are not those of the signature", told, "Build the engine again")
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return self._shared(inputs)
+        outputs: dict[str, Any] = self._opened()(inputs)
+        return outputs
 
     def call_to_capture(self) -> Call:
         """With contexts of its own: a captured graph holds the addresses and the shapes that its context had."""
-        return self._executor()
-
-    def _forget(self) -> None:
-        del self._shared, self._engine, self._runtime
+        other: _Executor = self._opened().like()
+        return other
 
     def executed(self) -> dict[str, Any]:
-        self._check_open()
+        engine = self._opened().engine
         return {
             "runtime": f"{self._module} {self._trt.__version__}",
             "device": "cuda",
             "gpu": self.device.name,
             "provider": "TensorRT",
             "precision": self._precision,
-            "profiles": int(self._engine.num_optimization_profiles),
-            "layers": int(self._engine.num_layers),
+            "profiles": int(engine.num_optimization_profiles),
+            "layers": int(engine.num_layers),
             "cuda_graphs": self.graphs(),
         }
 
@@ -113,14 +109,20 @@ class TensorRtSession(CudaSession):
 class _Executor:
     """Execution contexts of an engine, one for each profile that was needed."""
 
-    def __init__(self, trt: Any, engine: Any, log: Any, device: Cuda, signature: Signature) -> None:
-        self._trt, self._engine, self._log, self._device, self._signature = trt, engine, log, device, signature
+    def __init__(self, trt: Any, opened: Native, log: Any, device: Cuda, signature: Signature) -> None:
+        self._trt, self._opened, self._log, self._device, self._signature = trt, opened, log, device, signature
         self._nothing = device.empty((1,), "uint8")
-        self._contexts: dict[int, Any] = {}
-        self._held: list[Any] = []
-        free_in_turn(self, self._held)
+        self._contexts = Native()
         self._allocators: dict[int, dict[str, Any]] = {}
         self._profiles = self._ranges()
+
+    @property
+    def engine(self) -> Any:
+        return self._opened.engine
+
+    def like(self) -> _Executor:
+        """Another one of the same engine."""
+        return _Executor(self._trt, self._opened, self._log, self._device, self._signature)
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
@@ -157,23 +159,24 @@ class _Executor:
         return int(tensor.data_ptr() or self._nothing.data_ptr())
 
     def _context(self, profile: int, stream: int) -> Any:
-        if profile not in self._contexts:
-            context = self._engine.create_execution_context()
+        name = str(profile)
+        context = self._contexts.get(name)
+        if context is None:
+            context = self.engine.create_execution_context()
             if context is None:
                 raise EnvironmentLackError(
                     "no execution context could be made", "too little memory on the GPU", "Free some of it"
                 )
             if not context.set_optimization_profile_async(profile, stream):
                 raise RequestError("the engine has no such profile", profile, "Build the engine again")
-            self._contexts[profile], self._allocators[profile] = context, {}
-            self._held.append(context)
-        return self._contexts[profile]
+            self._contexts[name], self._allocators[profile] = context, {}
+        return context
 
     def _ranges(self) -> list[dict[str, Sequence[tuple[int, ...]]]]:
         names = [spec.name for spec in self._signature.inputs]
         return [
-            {name: [tuple(shape) for shape in self._engine.get_tensor_profile_shape(name, index)] for name in names}
-            for index in range(self._engine.num_optimization_profiles)
+            {name: [tuple(shape) for shape in self.engine.get_tensor_profile_shape(name, index)] for name in names}
+            for index in range(self.engine.num_optimization_profiles)
         ]
 
 

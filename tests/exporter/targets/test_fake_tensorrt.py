@@ -92,7 +92,7 @@ def test_a_binding_of_a_fake_engine_is_captured_with_a_context_of_its_own(tmp_pa
     bindings = {batch: session.bind(given(batch)) for batch in (2, 5)}
     assert len(device.captures) == 2
     session.run(given(7))
-    assert len(session._engine._contexts) == 3
+    assert len(session._native.engine._contexts) == 3
     for batch, binding in bindings.items():
         assert binding.captured
         binding.refill(given(batch, 20))
@@ -113,7 +113,7 @@ def test_a_fake_engine_runs_each_shape_with_its_profile(tmp_path: Path) -> None:
     session = opened(tmp_path, AFFINE, plan_of(AFFINE, "affine", TWO_PROFILES))
     for batch in (2, 60, 0, 4, 8, 64, 2):
         check(AFFINE, session.run(given(batch)), given(batch)["x"])
-    ran = {context._profile: context._executed for context in session._engine._contexts}
+    ran = {context._profile: context._executed for context in session._native.engine._contexts}
     assert {profile: len(runs) for profile, runs in ran.items()} == {0: 5, 1: 2}
     assert all(run == profile for profile, runs in ran.items() for run in runs)
     assert session.executed()["profiles"] == 2
@@ -165,9 +165,9 @@ def test_host_code_of_a_fake_engine_is_allowed_where_it_is_version_compatible_on
     with pytest.raises(RequestError, match="host code is not allowed"):
         opened(tmp_path, AFFINE, content)
     session = opened(tmp_path, AFFINE, content, host_code=True)
-    assert session._runtime.engine_host_code_allowed is True
+    assert session._native._opened.runtime.engine_host_code_allowed is True
     check(AFFINE, session.run(given(2)), given(2)["x"])
-    assert opened(tmp_path, AFFINE, plan_of(AFFINE, "affine"))._runtime.engine_host_code_allowed is False
+    assert opened(tmp_path, AFFINE, plan_of(AFFINE, "affine"))._native._opened.runtime.engine_host_code_allowed is False
 
 
 @pytest.mark.parametrize(

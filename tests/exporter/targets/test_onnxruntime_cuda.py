@@ -25,7 +25,7 @@ from exporter.targets.onnxruntime_cuda import (
     open_cuda_session,
 )
 from exporter.targets.shape_cache import PATIENCE
-from exporter.targets.turns import TURNS
+from exporter.targets.turns import TURNS, Native
 
 ort = pytest.importorskip("onnxruntime")
 SIGNATURE = Signature(
@@ -82,13 +82,10 @@ def test_after_a_disturbed_capture_a_fake_session_goes_on_without(
         return opened[-1]
 
     class Bound:
-        def __init__(self, session: DisturbedOrt, artifact: Artifact, arrays: object, number: int) -> None:
-            if session.capture and number != NOT_CAPTURED:
+        def __init__(self, opened: Native, artifact: Artifact, arrays: object, number: int) -> None:
+            if opened.session.capture and number != NOT_CAPTURED:
                 raise RuntimeError("its names, its lines CUDA failure 901: operation failed ; GPU=0 ; hostname=…\nmore")
-            self.bound = (session, number)
-
-        def held(self) -> list[object]:
-            return list(self.bound)
+            self.bound = (opened.session, number)
 
     monkeypatch.setattr(onnxruntime_cuda, "open_cuda_session", opens)
     monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaBinding", Bound)
@@ -107,13 +104,10 @@ def test_all_runs_of_a_fake_session_are_in_the_thread_that_captures_them(
     seen: dict[str, set[int]] = {"captured": set(), "launched": set()}
 
     class Pretended(GraphBinding):
-        def __init__(self, session: object, artifact: Artifact, arrays: dict[str, np.ndarray], number: int) -> None:
+        def __init__(self, opened: object, artifact: Artifact, arrays: object, number: int, *, once: bool = False):
             self.arrays = arrays
             if number != NOT_CAPTURED:
                 seen["captured"].add(threading.get_ident())
-
-        def held(self) -> list[object]:
-            return []
 
         def refill(self, arrays: Mapping[str, np.ndarray]) -> None:
             self.arrays = dict(arrays)
@@ -221,7 +215,7 @@ def test_a_fake_session_is_destroyed_in_a_turn_and_not_amid_a_capture(
     assert done.wait(60)
     forgets.join(60)
     ((thread, amid),) = destroyed
-    assert thread == {"close": "planish-onnxruntime-cuda", "forget": "planish-frees"}[let_go]
+    assert thread == "planish-frees"
     assert not amid
 
 

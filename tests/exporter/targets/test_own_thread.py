@@ -20,18 +20,18 @@ def test_everything_is_done_in_one_thread_in_order_and_errors_come_back() -> Non
         seen.append((number, threading.current_thread().name))
         return number
 
-    assert [mine.run(lambda number=number: work(number)) for number in range(3)] == [0, 1, 2]
+    assert [mine.do(lambda number=number: work(number)) for number in range(3)] == [0, 1, 2]
     with pytest.raises(ZeroDivisionError):
-        mine.run(lambda: 1 // 0)
+        mine.do(lambda: 1 // 0)
     with pytest.raises(SystemExit):
-        mine.run(lambda: (_ for _ in ()).throw(SystemExit))
-    assert mine.run(threading.current_thread).is_alive()
+        mine.do(lambda: (_ for _ in ()).throw(SystemExit))
+    assert mine.do(threading.current_thread).is_alive()
     assert seen == [(number, "planish-test") for number in range(3)]
 
 
 def test_it_ends_after_the_last_thing_it_is_given() -> None:
     mine, done = OwnThread("planish-test"), threading.Event()
-    thread = mine.run(threading.current_thread)
+    thread = mine.do(threading.current_thread)
     mine.give(done.set)
     mine.stop()
     assert done.wait(60)
@@ -45,9 +45,9 @@ def test_it_holds_nothing_of_what_it_has_done() -> None:
 
     mine, large = OwnThread("planish-test"), Large()
     seen = weakref.ref(large)
-    assert mine.run(lambda held=large: held) is large
+    assert mine.do(lambda held=large: held) is large
     del large
-    mine.run(lambda: None)
+    mine.do(lambda: None)
     assert seen() is None
 
 
@@ -57,7 +57,7 @@ import signal, threading, time
 from exporter.targets.own_thread import OwnThread
 mine = OwnThread("planish-test")
 threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
-mine.run(lambda: (time.sleep(1), print("done", flush=True)))
+mine.do(lambda: (time.sleep(1), print("done", flush=True)))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.stdout == "done\n"
@@ -71,7 +71,7 @@ import atexit, threading, time
 def last():  # registered first: called last
     before = count
     time.sleep(0.3)
-    print(count - before, mine.run(lambda: "closed"), flush=True)
+    print(count - before, mine.do(lambda: "closed"), flush=True)
 atexit.register(last)
 from exporter.targets.own_thread import OwnThread
 mine, count = OwnThread("planish-test"), 0
@@ -80,7 +80,7 @@ def one():
     count += 1
 def more():
     while True:
-        mine.run(one)
+        mine.do(one)
 threading.Thread(target=more, daemon=True).start()
 while count < 100:
     time.sleep(0.01)

@@ -74,6 +74,22 @@ def test_all_that_was_captured_and_allocated_is_freed(simulated_gpu: SimulatedGp
     assert told["counts"]["cudaGraphExecDestroy"] == 12
 
 
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch", "tensorrt"])
+def test_sessions_may_be_closed_in_finalizers_and_what_was_bound_goes_on(
+    simulated_gpu: SimulatedGpu, kind: str
+) -> None:
+    told = simulated_gpu.run("closed_in_finalizers", kind=kind, ends=0)
+    assert told["refused"] == []
+    assert told["worst"] < CLOSE
+
+
+def test_what_cannot_be_opened_disturbs_no_capture(simulated_gpu: SimulatedGpu) -> None:
+    told = simulated_gpu.run("opened_in_vain")
+    assert told["failed"] == 30
+    assert told["refused"] == []
+    assert told["graphs"] == "captured"
+
+
 def test_many_shapes_are_captured_ever_more_rarely(simulated_gpu: SimulatedGpu) -> None:
     told = simulated_gpu.run("many_shapes")
     assert told["refused"] == []
@@ -90,8 +106,8 @@ def test_captures_can_be_switched_off(simulated_gpu: SimulatedGpu) -> None:
 
 
 def test_the_process_ends_well_with_open_sessions_in_use(simulated_gpu: SimulatedGpu) -> None:
-    for _ in range(3):
-        assert simulated_gpu.run("left_open", kinds=["onnxruntime"], ends=0)["refused"] == []
+    for kinds in (["onnxruntime"], ["onnxruntime", "torch"]):
+        assert simulated_gpu.run("left_open", kinds=kinds, ends=0)["refused"] == []
 
 
 def test_a_graph_with_values_that_the_processor_computes_is_not_captured(

@@ -37,8 +37,9 @@ BUILDING = {
 }
 """What variables of `tensorrt_child` hold."""
 RUNNING = {
-    "self._runtime": "Runtime",
-    "self._engine": "ICudaEngine",
+    "opened.runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "self.engine": "ICudaEngine",
     "context": "IExecutionContext",
     "severity": "Severity",
 }
@@ -86,7 +87,7 @@ USES = pytest.mark.parametrize("uses", [CHILD, SESSION], ids=["building", "runni
 def test_the_names_are_found_in_the_code() -> None:
     code = "network = builder.create_network(1)\nx = trt.BuilderFlag.TF32\ny = getattr(trt, 'Later', None)\n"
     assert used(code) == {("Builder", "create_network"), ("", "BuilderFlag"), ("BuilderFlag", "TF32")}
-    code = "class Log(trt.ILogger):\n    def log(self, level, text):\n        self._engine.get_tensor_name(0)\n"
+    code = "class Log(trt.ILogger):\n    def log(self, level, text):\n        self.engine.get_tensor_name(0)\n"
     assert used(code, RUNNING) == {("", "ILogger"), ("ILogger", "log"), ("ICudaEngine", "get_tensor_name")}
     assert {("Builder", "build_serialized_network"), ("OnnxParser", "parse_from_file")} <= CHILD
     assert {

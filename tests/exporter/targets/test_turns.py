@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from exporter.targets.turns import TURNS, Turns, free_in_turn
+from exporter.targets.turns import TURNS, Native, Turns
 
 
 def test_who_captures_is_alone_and_all_come_to_an_end() -> None:
@@ -104,8 +104,8 @@ def test_who_is_interrupted_while_waiting_to_capture_holds_nobody_back() -> None
     assert not works.is_alive()
 
 
-@pytest.mark.parametrize("lets_go", ["owner", "close"])
-def test_what_nobody_holds_any_more_is_freed_in_a_turn(lets_go: str) -> None:
+@pytest.mark.parametrize("cyclic", [False, True])
+def test_what_nobody_holds_any_more_is_freed_in_a_turn(cyclic: bool) -> None:
     """The GPU is pretended: to free something there amid a capture would spoil that."""
     freed: list[tuple[str, int]] = []
     done = threading.Event()
@@ -117,20 +117,72 @@ def test_what_nobody_holds_any_more_is_freed_in_a_turn(lets_go: str) -> None:
 
     class Owner:
         def __init__(self) -> None:
-            self.held = [OnTheGpu()]
-            free_in_turn(self, self.held)
+            self.native = Native(thing=OnTheGpu())
+            self.native["other"] = 1
+            self.me = self if cyclic else None
 
     owner = Owner()
-    if lets_go == "close":
-        owner.held.clear()
-        assert freed == [(threading.current_thread().name, 0)]
-        del owner
-        gc.collect()
-        assert len(freed) == 1
-        return
+    assert isinstance(owner.native.thing, OnTheGpu)
+    assert (owner.native.other, owner.native.get("none")) == (1, None)
+    with pytest.raises(AttributeError, match="none"):
+        _ = owner.native.none
     with TURNS.capturing():
         del owner
         gc.collect()
         assert not done.wait(0.3)
     assert done.wait(60)
     assert freed == [("planish-frees", 1)]
+
+
+def test_who_captures_all_the_time_does_not_keep_others_from_working() -> None:
+    turns, stop = Turns(), threading.Event()
+
+    def captures() -> None:
+        while not stop.is_set():
+            with turns.capturing():
+                time.sleep(0.001)
+
+    capturing = [threading.Thread(target=captures) for _ in range(2)]
+    for thread in capturing:
+        thread.start()
+
+    def works() -> None:
+        for _ in range(50):
+            with turns.working():
+                pass
+
+    working = [threading.Thread(target=works, daemon=True) for _ in range(3)]
+    for thread in working:
+        thread.start()
+    for thread in working:
+        thread.join(60)
+    alive = [thread for thread in working if thread.is_alive()]
+    stop.set()
+    for thread in capturing:
+        thread.join(60)
+    assert not alive
+    assert (turns._held_back, turns._first, turns._waiting, turns._working) == (0, 0, 0, 0)
+
+
+def test_after_the_end_daemon_threads_get_no_turn_and_come_out_of_none() -> None:
+    turns, counts = Turns(), [0, 0, 0]
+
+    def works(number: int) -> None:
+        while True:
+            with turns.capturing() if number == 2 else turns.working():
+                time.sleep(0.001)
+            counts[number] += 1
+
+    for number in range(3):
+        threading.Thread(target=works, args=(number,), daemon=True).start()
+    while min(counts) < 3:
+        time.sleep(0.001)
+    turns.end()
+    before = list(counts)
+    assert (turns._working, turns._captures) == (0, False)
+    time.sleep(0.1)
+    assert counts == before
+    with turns.working():  # the main one may still close what it has
+        pass
+    with turns.capturing():
+        pass

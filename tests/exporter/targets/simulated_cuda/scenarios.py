@@ -6,6 +6,7 @@ do nothing there, so numbers are compared for a model of products of matrices.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from exporter.artifact import Artifact, InputContract, Signature, Variant
+from exporter.errors import RequestError
 from exporter.targets.graph_session import MOST_GRAPHS, GraphSession
 from exporter.targets.onnxruntime_cuda import OnnxRuntimeCuda
 from exporter.targets.own_thread import OwnThread
@@ -215,6 +217,66 @@ def left_open(kinds: list[str]) -> dict[str, Any]:
     return {}
 
 
+class Closes:
+    """Closes a session when it is collected itself, in a cycle or when the process ends."""
+
+    def __init__(self, session: GraphSession) -> None:
+        self.session, self.me = session, self
+
+    def __del__(self) -> None:
+        self.session.close()
+
+
+KEPT: list[Any] = []
+"""Until the process ends."""
+
+
+def closed_in_finalizers(kind: str) -> dict[str, Any]:
+    """Sessions are closed by the collector of garbage, at exit and after it; what was bound goes on."""
+    model = MODELS[kind]()
+    numbers = np.random.default_rng(0)
+
+    def opened() -> tuple[GraphSession, Any, dict[str, np.ndarray]]:
+        session, inputs = open_session(model, kind), model.inputs(numbers, 4)
+        for _ in range(PATIENCE + 1):
+            session.run(inputs)
+        return session, session.bind(inputs), inputs
+
+    session, binding, inputs = opened()
+    closes = Closes(session)
+    del closes, session
+    gc.collect()
+    others = [opened() for _ in range(2)]  # in the memory that would be free
+    binding.run()
+    worst = model.error(inputs, binding.host_outputs())
+    KEPT.append(Closes(others[0][0]))
+    atexit.register(others[1][0].close)
+    return {"worst": worst}
+
+
+def opened_in_vain() -> dict[str, Any]:
+    """A file that ONNX Runtime cannot open, again and again, while another session captures."""
+    model = Products()
+    session = open_session(model, "onnxruntime")
+    bad = Products()
+    bad.artifact.path.write_bytes(bad.artifact.path.read_bytes().replace(b"w3", b"w9", 1))
+    GPU.slow()
+    numbers, failed = np.random.default_rng(0), []
+
+    def fail() -> None:
+        for _ in range(30):
+            try:
+                open_session(bad, "onnxruntime")
+            except RequestError as error:
+                failed.append(str(error))
+
+    fails = threading.Thread(target=fail)
+    fails.start()
+    while fails.is_alive():
+        session.bind(model.inputs(numbers, 4))
+    return {"failed": len(failed), "graphs": session.graphs()}
+
+
 def placed(files: list[str], signature: dict[str, Any], shapes: list[dict[str, list[int]]]) -> dict[str, Any]:
     """Files are opened, captured and run in several shapes: where their nodes are, and what was captured."""
     interface = Signature.from_dict(signature)
@@ -240,7 +302,7 @@ def _no_turns() -> None:
     """Everybody runs and captures when and where he likes, as before there were turns."""
     free = lambda self: contextlib.nullcontext()  # noqa: E731
     Turns.working = Turns.capturing = free  # type: ignore[method-assign,assignment]
-    OwnThread.run = lambda self, call: call()  # type: ignore[method-assign,assignment]
+    OwnThread.do = lambda self, call: call()  # type: ignore[method-assign,assignment]
 
 
 def _pause(order: random.Random) -> None:
@@ -264,7 +326,17 @@ def _until(true: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    scenario.__name__: scenario for scenario in (together, disturbed, let_go, many_shapes, left_open, placed)
+    scenario.__name__: scenario
+    for scenario in (
+        together,
+        disturbed,
+        let_go,
+        many_shapes,
+        left_open,
+        closed_in_finalizers,
+        opened_in_vain,
+        placed,
+    )
 }
 
 

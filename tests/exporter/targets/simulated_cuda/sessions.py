@@ -16,7 +16,7 @@ from exporter.targets import shape_cache
 from exporter.targets.cuda import Cuda
 from exporter.targets.graph_session import CudaSession, GraphSession
 from exporter.targets.onnxruntime_cuda import OnnxRuntimeCuda
-from exporter.targets.turns import TURNS
+from exporter.targets.turns import Native, opening
 
 WIDTH, LAYERS = 16, 6
 PATIENCE = shape_cache.PATIENCE = 3
@@ -107,21 +107,29 @@ class ProductsInTorch(CudaSession):
         import torch
 
         super().__init__(model.artifact, Cuda())
-        self._weights = self._hold([torch.from_numpy(weight).to("cuda") for weight in model.weights])
+        self._native = Weights([torch.from_numpy(weight).to("cuda") for weight in model.weights])
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        import torch
+        return self._opened()(inputs)
 
-        found = inputs["x"]
-        for weight in self._weights:
-            found = torch.mm(found, weight)
-        return {"y": found}
+    def call_to_capture(self) -> Weights:
+        return self._opened()
 
     def executed(self) -> dict[str, Any]:
         return {"cuda_graphs": self.graphs()}
 
-    def _forget(self) -> None:
-        self._weights.clear()
+
+class Weights:
+    def __init__(self, weights: list[Any]) -> None:
+        self._native = Native(weights=weights)
+
+    def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        found = inputs["x"]
+        for weight in self._native.weights:
+            found = torch.mm(found, weight)
+        return {"y": found}
 
 
 class Affine:
@@ -174,12 +182,12 @@ MODELS: dict[str, Callable[[], Any]] = {"onnxruntime": Products, "torch": Produc
 
 def open_session(model: Any, kind: str) -> GraphSession:
     if kind == "torch":
-        with TURNS.working():
+        with opening():
             return ProductsInTorch(model)
     if kind == "tensorrt":
         from exporter.targets.tensorrt_session import TensorRtSession
 
-        with TURNS.working():
+        with opening():
             return TensorRtSession(model.artifact, "tensorrt", "fp32")
     session = OnnxRuntimeCuda().open(model.artifact, Variant("onnxruntime-cuda", "fp32"), threads=1)
     assert isinstance(session, GraphSession)
