@@ -260,7 +260,7 @@ class Engine(Section):
         memory_bytes: A build that holds more is ended.
     """
 
-    gpus: tuple[Annotated[str, BeforeValidator(_gpu), Field(pattern=r"^\d{1,2}\.\d$")], ...] = ()
+    gpus: tuple[Annotated[str, Field(pattern=r"^\d{1,2}\.\d$"), BeforeValidator(_gpu)], ...] = ()
     level: Annotated[Int, Field(ge=0, le=5)] | None = None
     workspace_bytes: Count | None = None
     sparse_weights: Bool = False

@@ -104,6 +104,7 @@ class GraphSession(Session):
         self.refusal = f"{SWITCH} is 0" if os.environ.get(SWITCH) == "0" else ""
         self._often: ShapeCache[GraphBinding] = ShapeCache(MOST_GRAPHS)
         self._native: Any = None
+        self._frees = frees()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -144,7 +145,7 @@ class GraphSession(Session):
         let go; at the latest before another one is opened.
         """
         self._closed = True
-        frees().give(self._drop)
+        self._frees.give(self._drop)
 
     def _drop(self) -> None:
         if TURNS.ended:  # who runs it may never come back, and the process takes all of it along

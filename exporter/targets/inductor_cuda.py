@@ -47,13 +47,13 @@ class InductorCudaSession(CudaSession):
     ) -> None:
         super().__init__(artifact, Cuda())
         self._precision = precision
+        told = ""
         try:
             self._native = _Packages(artifact.path, shapes or {})
         except RuntimeError as error:
-            told = first_line(error)
-        else:
-            return
-        raise RequestError("the AOTInductor package cannot be opened", artifact.path, told)
+            told = first_line(error)  # the error leads to what was half opened, which is let go here, in the turn
+        if self._native is None:
+            raise RequestError("the AOTInductor package cannot be opened", artifact.path, told)
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         outputs: dict[str, Any] = self._opened()(inputs)
