@@ -81,17 +81,15 @@ def _refuse_gpus(recipe: Recipe) -> None:
     """Refuse GPUs to build for that nothing would be built for."""
     from exporter.targets.tensorrt import RTX_GPUS, TensorRtRtx
 
+    named = f"engine.gpus: {', '.join(recipe.engine.gpus)}"
     if "tensorrt-rtx" not in recipe.targets:
-        told = f"engine.gpus: {', '.join(recipe.engine.gpus)}"
-        raise RequestError("GPUs are named, and no target builds for them", told, "Add tensorrt-rtx to the targets")
+        raise RequestError("GPUs are named, and no target builds for them", named, "Add tensorrt-rtx to the targets")
     if unknown := [gpu for gpu in recipe.engine.gpus if gpu not in RTX_GPUS]:
         told = f"engine.gpus: {', '.join(unknown)}"
         raise RequestError("TensorRT for RTX does not build for a GPU", told, f"It builds for {', '.join(RTX_GPUS)}")
     if not TensorRtRtx().ahead(recipe.engine.options()):
-        told = f"engine.gpus: {', '.join(recipe.engine.gpus)}"
-        raise EnvironmentLackError(
-            "what builds for the GPUs that are named is not installed", told, TensorRtRtx.install
-        )
+        what = "what builds for the GPUs that are named is not installed"
+        raise EnvironmentLackError(what, named, TensorRtRtx.install)
 
 
 def candidates(recipe: Recipe, *, traceable: bool) -> list[Candidate]:

@@ -166,19 +166,19 @@ class GraphSession(Session):
 
 
 class CudaSession(GraphSession):
-    """A session of a runtime that works on torch's tensors and streams."""
+    """A session of a runtime that works on torch's tensors and streams.
+
+    What subclasses set `_native` to takes inputs by name and gives outputs by name, on the device, without waiting.
+    """
 
     def __init__(self, artifact: Artifact, device: Cuda) -> None:
         super().__init__(artifact)
         self.device = device
 
-    @abstractmethod
-    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Inputs by name to outputs by name, on the device, without waiting."""
-
-    @abstractmethod
     def call_to_capture(self) -> Call:
-        """What a graph is captured of: as `call`, but it must not lead back to the session."""
+        """What a graph is captured of. It must not lead back to the session."""
+        native: Call = self._opened()
+        return native
 
     def _bind(self, arrays: dict[str, Array]) -> CudaBinding:
         with TURNS.working():
@@ -188,4 +188,4 @@ class CudaSession(GraphSession):
         return binding
 
     def _bind_once(self, arrays: dict[str, Array]) -> CudaBinding:
-        return CudaBinding(self.device, self.call, self.device.put(arrays), capture=False)
+        return CudaBinding(self.device, self._opened(), self.device.put(arrays), capture=False)

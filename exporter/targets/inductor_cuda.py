@@ -19,7 +19,7 @@ from exporter.targets import inductor
 from exporter.targets.base import PLAINLY, BuildHow, Session, register_target
 from exporter.targets.cuda import Cuda
 from exporter.targets.engines import check_sheet, sheet_of, write_sheet
-from exporter.targets.graph_session import Call, CudaSession
+from exporter.targets.graph_session import CudaSession
 from exporter.targets.nvidia import TORCH_WITH_CUDA, NvidiaTarget, torch_cuda
 from exporter.targets.turns import Native, opening
 
@@ -54,14 +54,6 @@ class InductorCudaSession(CudaSession):
             told = first_line(error)  # the error leads to what was half opened, which is let go here, in the turn
         if self._native is None:
             raise RequestError("the AOTInductor package cannot be opened", artifact.path, told)
-
-    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        outputs: dict[str, Any] = self._opened()(inputs)
-        return outputs
-
-    def call_to_capture(self) -> Call:
-        packages: _Packages = self._opened()
-        return packages
 
     def executed(self) -> dict[str, Any]:
         import torch

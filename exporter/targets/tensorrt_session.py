@@ -83,10 +83,6 @@ class TensorRtSession(CudaSession):
             told = ", ".join(f"{name} ({' '.join(found.get(name, ('is not there',)))})" for name in odd)
             raise RequestError("the engine's tensors are not those of the signature", told, "Build the engine again")
 
-    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        outputs: dict[str, Any] = self._opened()(inputs)
-        return outputs
-
     def call_to_capture(self) -> Call:
         """With contexts of its own: a captured graph holds the addresses and the shapes that its context had."""
         other: _Executor = self._opened().like()

@@ -13,6 +13,8 @@ from typing import Any
 
 from exporter.targets.own_thread import OwnThread, stay
 
+LONGEST_CHAIN = 3
+"""What a closed session lets go waits behind it: its bindings, and what they hold, the runtime's session."""
 LAST_SECONDS = 10
 """So long the end of the process waits for threads that work on the GPU."""
 
@@ -153,7 +155,8 @@ def frees() -> OwnThread:
 @contextlib.contextmanager
 def opening() -> Iterator[None]:
     """Work, when what was let go before is free: there is room for what is opened."""
-    frees().do(lambda: None)
+    for _ in range(LONGEST_CHAIN):
+        frees().do(lambda: None)
     with TURNS.working():
         yield
 

@@ -46,12 +46,6 @@ class FakeSession(CudaSession):
         self.computed = call or CountedCall()
         self._native = self.computed
 
-    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return self.computed(inputs)
-
-    def call_to_capture(self) -> Any:
-        return self.computed
-
     def executed(self) -> dict[str, Any]:
         return {"runtime": "fake", "device": "cuda", "precision": "fp32", "cuda_graphs": self.graphs()}
 

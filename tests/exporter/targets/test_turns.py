@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from exporter.targets.turns import TURNS, Native, Turns
+from exporter.targets.turns import TURNS, Native, Turns, frees, opening
 
 
 def test_who_captures_is_alone_and_all_come_to_an_end() -> None:
@@ -186,3 +186,29 @@ def test_after_the_end_daemon_threads_get_no_turn_and_come_out_of_none() -> None
         pass
     with turns.capturing():
         pass
+
+
+def test_what_was_let_go_before_is_free_when_something_is_opened() -> None:
+    """As a session's bindings are, and the runtime's session that these hold."""
+    freed: list[str] = []
+
+    class OnTheGpu:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __del__(self) -> None:
+            time.sleep(0.2)
+            freed.append(self.name)
+
+    class Session:
+        def __init__(self) -> None:
+            opened = Native(session=OnTheGpu("session"))
+            self.bound: Native | None = Native(binding=OnTheGpu("binding"), opened=opened)
+
+        def drop(self) -> None:
+            self.bound = None
+
+    session = Session()
+    frees().give(session.drop)
+    with opening():
+        assert freed == ["binding", "session"]

@@ -109,12 +109,6 @@ class ProductsInTorch(CudaSession):
         super().__init__(model.artifact, Cuda())
         self._native = Weights([torch.from_numpy(weight).to("cuda") for weight in model.weights])
 
-    def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return self._opened()(inputs)
-
-    def call_to_capture(self) -> Weights:
-        return self._opened()
-
     def executed(self) -> dict[str, Any]:
         return {"cuda_graphs": self.graphs()}
 
